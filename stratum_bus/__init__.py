@@ -1,0 +1,3 @@
+from stratum_bus.bus import Bus, connect
+
+__all__ = ["Bus", "connect"]

@@ -1,0 +1,349 @@
+"""The connection to a NATS server: requests, core publishes and subscriptions.
+
+The only module that imports the client library, and where its errors end: what leaves here is of
+`errors.py`. Requests are answered through one inbox of our own, because the library's request call
+turns a permission violation or a lost connection into a time-out; here both fail what waits at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from stratum_bus import errors
+from stratum_bus.errors import ConnectionLost, NoAnswer, NoStream, PermissionDenied, TooLarge
+
+log = logging.getLogger("stratum.connection")
+
+REQUEST_SECONDS = 5.0
+_VIOLATION = re.compile(
+    r'permissions violation for (publish|subscription) to "?([^"\s]+)"?', re.IGNORECASE
+)
+_LAST_SEQUENCE = re.compile(r"wrong last sequence: (\d+)")
+_NOT_FOUND = {10059: "stream", 10014: "consumer", 10037: "message"}
+_WRONG_SEQUENCE = (10071, 10164)
+_STORAGE = {10023, 10047, 10077}
+
+
+Listener = Callable[[PermissionDenied | None], None]
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """A message as it came over the wire. `status` is the server's status code, "" for none."""
+
+    subject: str
+    reply: str
+    payload: bytes
+    headers: dict[str, str] | None
+
+    @property
+    def status(self) -> str:
+        return self.headers.get("Status", "") if self.headers else ""
+
+
+class Connection:
+    """A connection that reconnects by itself for ever; made by `connect`.
+
+    `patience_seconds` is how long a writer on this connection waits for a lost server before
+    ConnectionLost is raised (0: at once).
+    """
+
+    def __init__(self, url: str, name: str, patience_seconds: float) -> None:
+        self.url = url
+        self.name = name
+        self.patience_seconds = patience_seconds
+        self._client = Client()
+        self._tokens = itertools.count()
+        self._waiting: dict[str, tuple[str, asyncio.Future[Reply]]] = {}
+        self._listeners: set[Listener] = set()
+        self._is_back = asyncio.Event()
+        self._inbox = ""
+
+    @property
+    def connected(self) -> bool:
+        return self._client.is_connected
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended for good."""
+        return self._client.is_closed
+
+    @property
+    def max_payload(self) -> int:
+        """The server's limit of one message, in bytes."""
+        return self._client.max_payload
+
+    def new_inbox(self) -> str:
+        return self._client.new_inbox()
+
+    def on_change(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` when the connection breaks or is back (with None), and when the server
+        denies something (with the error); returns how to stop that."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    async def wait_connected(self, timeout_seconds: float) -> None:
+        """Return when connected; raise ConnectionLost after the time or when closed for good."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not self.connected:
+                    if self.closed:
+                        break
+                    self._is_back.clear()
+                    await self._is_back.wait()
+        except TimeoutError:
+            pass
+        if not self.connected:
+            raise ConnectionLost(f"no connection to {self.url}: is the server running?")
+
+    async def send(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        reply: str = "",
+    ) -> None:
+        """Publish without an answer: it may be lost. Raises ConnectionLost, TooLarge."""
+        if not self.connected:
+            raise ConnectionLost(f"no connection to {self.url}", subject=subject)
+        try:
+            await self._client.publish(subject, payload, reply, dict(headers) if headers else None)
+        except nats.errors.MaxPayloadError:
+            raise TooLarge(subject, len(payload), self.max_payload) from None
+        except nats.errors.BadSubjectError as error:
+            rule = "it has a space, an empty token or is empty"
+            raise errors.InvalidName("subject", subject, rule) from error
+        except (nats.errors.Error, OSError) as error:
+            raise ConnectionLost(f"{self.url}: {error}", subject=subject) from error
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_seconds: float = REQUEST_SECONDS,
+    ) -> Reply:
+        """Publish and wait for one answer.
+
+        Raises NoStream where nobody listens, PermissionDenied, TooLarge, ConnectionLost (the
+        connection broke: the outcome is unknown) and NoAnswer (time over: unknown too).
+        """
+        reply, answer = self.expect(subject)
+        try:
+            await self.send(subject, payload, headers, reply)
+            return await self.answer(answer, subject, timeout_seconds)
+        finally:
+            self.forget(reply)
+
+    def expect(self, subject: str) -> tuple[str, asyncio.Future[Reply]]:
+        """A reply subject and the future of its answer; `forget` it when done."""
+        token = str(next(self._tokens))
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = (subject, answer)
+        return f"{self._inbox}.{token}", answer
+
+    def forget(self, reply: str) -> None:
+        _, answer = self._waiting.pop(reply.rpartition(".")[2], (None, None))
+        if answer is not None and answer.done() and not answer.cancelled():
+            answer.exception()  # an answer that nobody waits for any more is no warning
+
+    async def answer(
+        self, answer: asyncio.Future[Reply], subject: str, timeout_seconds: float
+    ) -> Reply:
+        """Wait for an expected answer."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                message = await answer
+        except TimeoutError:
+            text = f"{self.url} did not answer {subject} within {timeout_seconds:g} s"
+            raise NoAnswer(text, subject=subject) from None
+        if message.status == "503":
+            raise NoStream(subject)
+        return message
+
+    async def api(
+        self, subject: str, body: object | None = None, *, timeout_seconds: float = REQUEST_SECONDS
+    ) -> dict[str, Any]:
+        """A JetStream management request (`$JS.API.` is put before `subject`), in raw JSON.
+
+        Raises NotFound, Refused with the server's code, and what `request` raises; NoStream
+        means that JetStream is not enabled.
+        """
+        payload = msgspec.json.encode(body) if body is not None else b""
+        reply = await self.request(f"$JS.API.{subject}", payload, timeout_seconds=timeout_seconds)
+        answer: dict[str, Any] = msgspec.json.decode(reply.payload)
+        if "error" in answer:
+            raise refusal(subject, answer["error"])
+        return answer
+
+    @asynccontextmanager
+    async def subscribe(
+        self, subject: str, callback: Callable[[Reply], None], queue: str = ""
+    ) -> AsyncIterator[None]:
+        """Call `callback` for each message, in order, until left.
+
+        Leaving first hands over what the server had already sent.
+        """
+
+        async def deliver(message: Msg) -> None:
+            callback(Reply(message.subject, message.reply, message.data, message.headers))
+
+        subscription = await self._client.subscribe(
+            subject, queue, cb=deliver, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        try:
+            yield
+        finally:
+            try:
+                if self.connected:
+                    await asyncio.shield(subscription.drain())  # type: ignore[no-untyped-call]
+                elif not self.closed:
+                    await asyncio.shield(subscription.unsubscribe())
+            except nats.errors.Error as error:
+                log.debug("subscription %s ended badly: %r", subject, error)
+
+    async def open(self, options: Mapping[str, Any]) -> None:
+        """Connect; raises ConnectionLost within about a second where there is no server."""
+        try:
+            await self._client.connect(
+                self.url,
+                name=self.name,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_disconnected,
+                reconnected_cb=self._on_connected,
+                closed_cb=self._on_disconnected,
+                connect_timeout=2,
+                max_reconnect_attempts=2,
+                reconnect_time_wait=0.1,  # type: ignore[arg-type]
+                **options,
+            )
+        except nats.errors.Error as error:
+            await self._close_quietly()
+            raise ConnectionLost(f"cannot connect to {self.url}: {_plain(error)}") from error
+        except (OSError, ValueError) as error:
+            await self._close_quietly()
+            raise ConnectionLost(f"cannot connect to {self.url}: {error}") from error
+        # Failing fast is for the first connect only.
+        self._client.options["max_reconnect_attempts"] = -1
+        self._inbox = self.new_inbox()
+        await self._client.subscribe(
+            f"{self._inbox}.*", cb=self._on_answer, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+
+    async def close(self) -> None:
+        """Send what is buffered and close."""
+        try:
+            if self.connected:
+                async with asyncio.timeout(2):
+                    await self._client.flush()
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            log.debug("closing %s: %r", self.url, error)
+        await self._close_quietly()
+
+    async def _close_quietly(self) -> None:
+        try:
+            await self._client.close()
+        except (nats.errors.Error, OSError) as error:
+            log.debug("closing %s: %r", self.url, error)
+
+    async def _on_answer(self, message: Msg) -> None:
+        _, answer = self._waiting.get(message.subject.rpartition(".")[2], (None, None))
+        if answer is not None and not answer.done():
+            reply = Reply(message.subject, message.reply, message.data, message.headers)
+            answer.set_result(reply)
+
+    async def _on_error(self, error: Exception) -> None:
+        found = _VIOLATION.search(str(error))
+        if found is None:
+            log.debug("%s: %r", self.url, error)
+            return
+        operation, subject = found.groups()
+        operation = "publish to" if operation.lower() == "publish" else "subscribe to"
+        log.warning("the server forbids to %s %s", operation, subject)
+        for asked, answer in list(self._waiting.values()):
+            # the library lowers the case of the server's message
+            if asked.lower() == subject.lower() and not answer.done():
+                answer.set_exception(PermissionDenied(asked, operation))
+        self._tell(PermissionDenied(subject, operation))
+
+    async def _on_disconnected(self) -> None:
+        for subject, answer in list(self._waiting.values()):
+            if not answer.done():
+                text = f"the connection to {self.url} broke before {subject} was answered"
+                answer.set_exception(ConnectionLost(text, subject=subject))
+        self._tell()
+
+    async def _on_connected(self) -> None:
+        self._tell()
+
+    def _tell(self, denied: PermissionDenied | None = None) -> None:
+        self._is_back.set()
+        for listener in list(self._listeners):
+            listener(denied)
+
+
+@asynccontextmanager
+async def connect(
+    url: str,
+    *,
+    name: str = "stratum",
+    patience_seconds: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+) -> AsyncIterator[Connection]:
+    """A connection to `url`, open as long as the context.
+
+    `options` goes to the client library's connect as it is (credentials, TLS, inbox prefix).
+    Raises ConnectionLost where no server answers.
+    """
+    connection = Connection(url, name, patience_seconds)
+    await connection.open(options or {})
+    try:
+        yield connection
+    finally:
+        await asyncio.shield(connection.close())
+
+
+def refusal(subject: str, error: Mapping[str, Any], expected: int | None = None) -> errors.BusError:
+    """The named error for a JetStream error object (`code`, `err_code`, `description`)."""
+    code = int(error.get("err_code", error.get("code", 0)))
+    description = str(error.get("description", ""))
+    if code in _WRONG_SEQUENCE:
+        found = _LAST_SEQUENCE.search(description)
+        return errors.WrongSequence(subject, expected, int(found[1]) if found else None)
+    if code in _NOT_FOUND:
+        return errors.NotFound(_NOT_FOUND[code], subject.rpartition(".")[2])
+    if code in _STORAGE:
+        return errors.StorageFull(subject, description)
+    return errors.Refused(subject, code, description)
+
+
+def api_answer(reply: Reply, subject: str, expected: int | None = None) -> dict[str, Any]:
+    """The body of a JetStream answer to a publish; raises what the server refused it with."""
+    try:
+        answer: dict[str, Any] = msgspec.json.decode(reply.payload)
+    except msgspec.DecodeError:
+        text = f"{subject} was answered by something that is no stream"
+        raise errors.Refused(subject, 0, text) from None
+    if "error" in answer:
+        raise refusal(subject, answer["error"], expected)
+    return answer
+
+
+def _plain(error: Exception) -> str:
+    if isinstance(error, nats.errors.NoServersError):
+        return "no server answers there; start one with `stratum up`, or check the address"
+    if isinstance(error, nats.errors.AuthorizationError):
+        return "the server refused the credentials"
+    return str(error)

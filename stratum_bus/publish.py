@@ -1,0 +1,378 @@
+"""Writing to the log: awaited appends, atomic commits, and the group commit that they share.
+
+Under `sync_interval: always` an append is an fsync and an atomic batch is two, whatever its size.
+So what waits at the same time goes out as one atomic batch: each message keeps its own id and its
+own expected sequence. A group that is refused says nothing about its members: they are then sent
+one by one, so that only the guilty one fails. A commit of several events always stays whole.
+
+Bulk publishing uses the same batches: with fsync they store 65-75k events/s where the server's
+fast-ingest batches, which sync each message, store 6k; without fsync both store about 70k.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from typing import Any
+
+import anyio
+import msgspec
+
+from stratum_bus import event, subject
+from stratum_bus.errors import (
+    BusError,
+    ConnectionLost,
+    NoAnswer,
+    Refused,
+    StorageFull,
+    StratumError,
+    TooLarge,
+    WrongSequence,
+)
+from stratum_bus.event import Event
+from stratum_bus.jetstream import Connection, Reply, api_answer
+from stratum_bus.read import DEDUPE_SECONDS, find_by_id, last
+
+BATCH_MAX = 1000
+BATCH_MAX_BYTES = 8 << 20
+IN_FLIGHT = 2
+"""Groups under way at once: one is on its way while the server syncs the other."""
+
+BULK_BATCH = 500
+BULK_IN_FLIGHT = 4
+
+ANSWER_SECONDS = 5.0
+RETRY_SECONDS = 0.1
+
+_GROUPED = "LOG"
+_BATCH_INCOMPLETE, _BATCH_DUPLICATE = 10176, 10201
+_TOO_MANY_BATCHES = (10210, 10211, 10167)
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+
+
+class Append(msgspec.Struct, frozen=True):
+    """One event for one subject.
+
+    With `expected_sequence` it is stored only if the subject's last sequence is that (0: none).
+    """
+
+    subject: str
+    event: Event[Any]
+    expected_sequence: int | None = None
+
+
+class PubAck(msgspec.Struct, frozen=True):
+    """The server has stored it, synced as its settings say. `duplicate`: it already had it."""
+
+    stream: str
+    sequence: int
+    duplicate: bool = False
+
+
+class _Wire(msgspec.Struct, frozen=True):
+    subject: str
+    payload: bytes
+    headers: dict[str, str]
+    expected: int | None
+
+
+class _Unit(msgspec.Struct):
+    """What is stored as a whole or not at all, and who waits for it."""
+
+    wires: list[_Wire]
+    done: asyncio.Future[list[PubAck]]
+    size: int
+
+
+class Publisher:
+    """Writes for one connection; `run` must be running. Safe to use from any number of tasks."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._waiting: deque[_Unit] = deque()
+        self._work = asyncio.Event()
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._sending = asyncio.Lock()
+
+    async def publish(self, append: Append) -> PubAck:
+        """Store one event. Raises what `commit` raises."""
+        if subject.stream_of(append.subject) != _GROUPED:
+            return (await self._settle([self._wire(append)]))[0]
+        return (await self._enqueue([self._wire(append)]))[0]
+
+    async def commit(self, appends: Sequence[Append]) -> list[PubAck]:
+        """Store several events of LOG, all or nothing, one behind the other.
+
+        An event that the server already has by its id is not stored again (`duplicate`). Raises
+        WrongSequence where an expectation did not hold, PermissionDenied, NoStream, TooLarge,
+        StorageFull, ValueError for more than 1,000 events or another stream's subject; and
+        ConnectionLost or NoAnswer, after the connection's patience, with the outcome unknown.
+        """
+        if not appends:
+            return []
+        if len(appends) > BATCH_MAX:
+            raise ValueError(f"a commit has {len(appends)} events, at most {BATCH_MAX} fit")
+        for append in appends:
+            if subject.stream_of(append.subject) != _GROUPED:
+                raise ValueError(f"{append.subject} is not of stream {_GROUPED}: no atomic commit")
+        return await self._enqueue([self._wire(append) for append in appends])
+
+    async def publish_many(self, appends: Iterable[Append] | AsyncIterable[Append]) -> int:
+        """Store many events of LOG, each on its own, and return how many were taken.
+
+        They are stored in order as long as nothing has to be sent again. Events that the server
+        already has by their id are not stored twice. Raises what `commit` raises; what was sent
+        before stays.
+        """
+        taken = 0
+        slots = asyncio.Semaphore(BULK_IN_FLIGHT)
+
+        async def store(wires: list[_Wire]) -> None:
+            try:
+                await self._bulk(wires)
+            finally:
+                slots.release()
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                async for wires in _chunks(self._wire(a) async for a in _each(appends)):
+                    await slots.acquire()
+                    tasks.start_soon(store, wires)
+                    taken += len(wires)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        return taken
+
+    async def run(self) -> None:
+        """Send what waits, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                await self._work.wait()
+                await self._slots.acquire()
+                # Whoever can run now may still join the group.
+                await asyncio.sleep(0)
+                group = self._take()
+                if group:
+                    tasks.start_soon(self._send_group, group)
+                else:
+                    self._slots.release()
+                if not self._waiting:
+                    self._work.clear()
+
+    def _wire(self, append: Append) -> _Wire:
+        payload = event.encode(append.event)
+        if len(payload) > self._connection.max_payload:
+            raise TooLarge(append.subject, len(payload), self._connection.max_payload)
+        headers = event.headers_of(append.event)
+        if append.expected_sequence is not None:
+            headers[_EXPECTED] = str(append.expected_sequence)
+        return _Wire(append.subject, payload, headers, append.expected_sequence)
+
+    async def _enqueue(self, wires: list[_Wire]) -> list[PubAck]:
+        future: asyncio.Future[list[PubAck]] = asyncio.get_running_loop().create_future()
+        unit = _Unit(wires, future, sum(len(wire.payload) + 200 for wire in wires))
+        self._waiting.append(unit)
+        self._work.set()
+        # Not to be un-sent: a caller who gives up leaves the outcome to the server.
+        return await asyncio.shield(future)
+
+    def _take(self) -> list[_Unit]:
+        """The next group: no subject twice where one has an expectation, no id twice."""
+        group: list[_Unit] = []
+        later: list[_Unit] = []
+        ids: set[str] = set()
+        plain: set[str] = set()
+        fenced: set[str] = set()
+        count = size = 0
+        while self._waiting:
+            unit = self._waiting.popleft()
+            own = {wire.headers[event.HEADER_ID] for wire in unit.wires}
+            clash = bool(own & ids) or any(
+                wire.subject in fenced or (wire.expected is not None and wire.subject in plain)
+                for wire in unit.wires
+            )
+            full = count + len(unit.wires) > BATCH_MAX or size + unit.size > BATCH_MAX_BYTES
+            if group and (clash or full):
+                later.append(unit)
+                if full:
+                    break
+                continue
+            group.append(unit)
+            count, size = count + len(unit.wires), size + unit.size
+            ids |= own
+            for wire in unit.wires:
+                (plain if wire.expected is None else fenced).add(wire.subject)
+        self._waiting.extendleft(reversed(later))
+        return group
+
+    async def _send_group(self, group: list[_Unit]) -> None:
+        try:
+            if len(group) > 1 and await self._send_together(group):
+                return
+            async with anyio.create_task_group() as tasks:
+                for unit in group:
+                    tasks.start_soon(self._send_unit, unit)
+        except asyncio.CancelledError:
+            for unit in group:
+                if not unit.done.done():
+                    unit.done.set_exception(ConnectionLost("the connection was closed"))
+                    unit.done.exception()
+            raise
+        finally:
+            self._slots.release()
+
+    async def _send_together(self, group: list[_Unit]) -> bool:
+        """One batch for all; False where its members must be tried one by one."""
+        try:
+            acks = await self._batch([wire for unit in group for wire in unit.wires])
+        except BusError:
+            return False
+        for unit in group:
+            part, acks = acks[: len(unit.wires)], acks[len(unit.wires) :]
+            if not unit.done.done():
+                unit.done.set_result(part)
+        return True
+
+    async def _send_unit(self, unit: _Unit) -> None:
+        try:
+            acks = await self._settle(unit.wires)
+        except StratumError as error:
+            if not unit.done.done():
+                unit.done.set_exception(error)
+                unit.done.exception()  # the waiter may have been cancelled
+        else:
+            if not unit.done.done():
+                unit.done.set_result(acks)
+
+    async def _settle(self, wires: list[_Wire]) -> list[PubAck]:
+        """Send until the outcome is known or the connection's patience is over."""
+        give_up = anyio.current_time() + self._connection.patience_seconds
+        unanswered = 0
+        while True:
+            try:
+                if len(wires) == 1:
+                    return [await self._single(wires[0])]
+                return await self._batch(wires)
+            except (ConnectionLost, NoAnswer) as error:
+                # A time-out gets one more try in any case: the id makes it safe.
+                unanswered += isinstance(error, NoAnswer)
+                left = give_up - anyio.current_time()
+                if left <= 0 and (unanswered != 1 or isinstance(error, ConnectionLost)):
+                    raise
+                await self._connection.wait_connected(max(left, ANSWER_SECONDS))
+            except Refused as error:
+                if error.code == _BATCH_DUPLICATE and (acks := await self._already(wires)):
+                    return acks
+                if error.code not in (_BATCH_INCOMPLETE, *_TOO_MANY_BATCHES):
+                    raise
+                if anyio.current_time() > give_up + ANSWER_SECONDS:
+                    raise
+            except WrongSequence:
+                if acks := await self._already(wires):
+                    return acks
+                raise
+            await anyio.sleep(RETRY_SECONDS)
+
+    async def _bulk(self, wires: list[_Wire]) -> None:
+        try:
+            if len(wires) > 1:
+                await self._batch(wires)
+                return
+        except BusError:
+            pass  # one of them is a duplicate or refused: each for itself
+        for start in range(0, len(wires), BULK_BATCH // 10):
+            async with anyio.create_task_group() as tasks:
+                for wire in wires[start : start + BULK_BATCH // 10]:
+                    tasks.start_soon(self._settle, [wire])
+
+    async def _already(self, wires: list[_Wire]) -> list[PubAck]:
+        """The acks of a unit that turns out to be stored already, under these very ids."""
+        tail = wires[-1]
+        wanted = tail.headers[event.HEADER_ID]
+        if tail.expected is not None:
+            found = await last(self._connection, _GROUPED, tail.subject)
+            if found is not None and found.id != wanted:
+                found = None
+        else:
+            found = await find_by_id(
+                self._connection, _GROUPED, tail.subject, wanted, DEDUPE_SECONDS
+            )
+        if found is None:
+            return []
+        first = found.sequence - len(wires) + 1
+        return [PubAck(found.stream, first + i, True) for i in range(len(wires))]
+
+    async def _single(self, wire: _Wire) -> PubAck:
+        reply = await self._connection.request(
+            wire.subject, wire.payload, wire.headers, timeout_seconds=ANSWER_SECONDS
+        )
+        answer = api_answer(reply, wire.subject, wire.expected)
+        return PubAck(answer["stream"], answer["seq"], answer.get("duplicate", False))
+
+    async def _batch(self, wires: list[_Wire]) -> list[PubAck]:
+        """One atomic batch (ADR-50). Only the first and the last message are answered."""
+        connection, batch = self._connection, uuid.uuid4().hex
+        opened_to, opened = connection.expect(wires[0].subject)
+        commit_to, committed = connection.expect(wires[-1].subject)
+        try:
+            async with self._sending:
+                for number, wire in enumerate(wires, 1):
+                    headers = {
+                        **wire.headers,
+                        "Nats-Batch-Id": batch,
+                        "Nats-Batch-Sequence": str(number),
+                    }
+                    reply = opened_to if number == 1 else ""
+                    if number == len(wires):
+                        headers["Nats-Batch-Commit"] = "1"
+                        reply = commit_to
+                    await connection.send(wire.subject, wire.payload, headers, reply)
+            answer = await self._batch_answer(wires, opened, committed)
+        finally:
+            connection.forget(opened_to)
+            connection.forget(commit_to)
+        first = answer["seq"] - answer["count"] + 1
+        return [PubAck(answer["stream"], first + i) for i in range(len(wires))]
+
+    async def _batch_answer(
+        self,
+        wires: list[_Wire],
+        opened: asyncio.Future[Reply],
+        committed: asyncio.Future[Reply],
+    ) -> dict[str, Any]:
+        head, tail = wires[0].subject, wires[-1].subject
+        expected = next((wire.expected for wire in wires if wire.expected is not None), None)
+        reply = await self._connection.answer(committed, tail, ANSWER_SECONDS)
+        try:
+            return api_answer(reply, tail, expected)
+        except StorageFull:
+            raise
+        except BusError:
+            # Where the batch could not even be opened, the first answer has the cause.
+            if opened.done() and (first := opened.result()).payload:
+                api_answer(first, head, expected)
+            raise
+
+
+async def _each(appends: Iterable[Append] | AsyncIterable[Append]) -> AsyncIterator[Append]:
+    if isinstance(appends, AsyncIterable):
+        async for append in appends:
+            yield append
+    else:
+        for append in appends:
+            yield append
+
+
+async def _chunks(wires: AsyncIterable[_Wire]) -> AsyncIterator[list[_Wire]]:
+    chunk: list[_Wire] = []
+    async for wire in wires:
+        if subject.stream_of(wire.subject) != _GROUPED:
+            raise ValueError(f"{wire.subject} is not of stream {_GROUPED}: no bulk publishing")
+        chunk.append(wire)
+        if len(chunk) == BULK_BATCH:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
