@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import anyio
 import msgspec
 
 from stratum_bus import event, subject
 from stratum_bus.errors import BlobError, WrongSequence
 from stratum_bus.jetstream import Connection, api_answer
 from stratum_bus.read import last
+from stratum_bus.tasks import task_group
 
 STREAM = "BLOBS"
 CHUNK_BYTES = 512 * 1024
@@ -68,12 +68,9 @@ async def put(connection: Connection, content: bytes) -> str:
     names = [hashlib.sha256(chunk).hexdigest() for chunk in chunks]
     for at in range(0, len(chunks), _AT_ONCE):
         part = zip(names[at : at + _AT_ONCE], chunks[at : at + _AT_ONCE], strict=True)
-        try:
-            async with anyio.create_task_group() as tasks:
-                for name, chunk in part:
-                    tasks.start_soon(_store, connection, name, chunk, "content")
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+        async with task_group() as tasks:
+            for name, chunk in part:
+                tasks.start_soon(_store, connection, name, chunk, "content")
     manifest = msgspec.json.encode(_Manifest(len(content), names))
     await _store(connection, digest, manifest, "manifest")
     return digest

@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-import anyio
 from msgspec.structs import replace
 
 from stratum_bus import blob, jetstream, subject
@@ -16,6 +15,7 @@ from stratum_bus.event import Event
 from stratum_bus.jetstream import Connection
 from stratum_bus.message import Message
 from stratum_bus.publish import Append, PubAck, Publisher
+from stratum_bus.tasks import task_group
 
 INLINE_MAX = 16 * 1024
 """Data that is larger, in bytes of JSON, goes to BLOBS and is referred to by `dataref`."""
@@ -101,13 +101,7 @@ async def connect(
         url, name=name, patience_seconds=patience_seconds, options=options
     ) as connection:
         bus = Bus(connection)
-        failure: Exception | None = None
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             tasks.start_soon(bus._publisher.run)
-            try:
-                yield bus
-            except Exception as error:  # noqa: BLE001
-                failure = error  # raised below as it is, not wrapped in a group
+            yield bus
             tasks.cancel_scope.cancel()
-        if failure:
-            raise failure

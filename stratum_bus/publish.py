@@ -34,6 +34,7 @@ from stratum_bus.errors import (
 from stratum_bus.event import Event
 from stratum_bus.jetstream import Connection, Reply, api_answer
 from stratum_bus.read import DEDUPE_SECONDS, find_by_id, last
+from stratum_bus.tasks import task_group
 
 BATCH_MAX = 1000
 BATCH_MAX_BYTES = 8 << 20
@@ -135,19 +136,16 @@ class Publisher:
             finally:
                 slots.release()
 
-        try:
-            async with anyio.create_task_group() as tasks:
-                async for wires in _chunks(self._wire(a) async for a in _each(appends)):
-                    await slots.acquire()
-                    tasks.start_soon(store, wires)
-                    taken += len(wires)
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+        async with task_group() as tasks:
+            async for wires in _chunks(self._wire(a) async for a in _each(appends)):
+                await slots.acquire()
+                tasks.start_soon(store, wires)
+                taken += len(wires)
         return taken
 
     async def run(self) -> None:
         """Send what waits, until cancelled."""
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             while True:
                 await self._work.wait()
                 await self._slots.acquire()
@@ -211,7 +209,7 @@ class Publisher:
         try:
             if len(group) > 1 and await self._send_together(group):
                 return
-            async with anyio.create_task_group() as tasks:
+            async with task_group() as tasks:
                 for unit in group:
                     tasks.start_soon(self._send_unit, unit)
         except asyncio.CancelledError:
@@ -283,7 +281,7 @@ class Publisher:
         except BusError:
             pass  # one of them is a duplicate or refused: each for itself
         for start in range(0, len(wires), BULK_BATCH // 10):
-            async with anyio.create_task_group() as tasks:
+            async with task_group() as tasks:
                 for wire in wires[start : start + BULK_BATCH // 10]:
                     tasks.start_soon(self._settle, [wire])
 

@@ -1,0 +1,192 @@
+"""Dead letters: what could not be handled, why, and what was decided about it.
+
+A letter is an event under `dead.<agent>.<type>` that refers to the original in the log, which is
+never moved. Redriving publishes the original again, as a new event, to the agent alone; dropping
+only says so. Each decision is an event behind the letter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from stratum_bus import subject
+from stratum_bus.bus import Bus
+from stratum_bus.errors import InvalidEvent, InvalidName, NotFound, StratumError
+from stratum_bus.event import Event, agent_source, new, typed
+from stratum_bus.message import Message
+from stratum_bus.publish import Append
+from stratum_bus.schema import event_type
+
+OPEN, REDRIVEN, DROPPED = "open", "redriven", "dropped"
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """Why: `reason` is rejected, failed, unreadable or undeliverable; `detail` says more."""
+
+    reason: str
+    detail: str
+    trace: str = ""
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """The message that could not be handled."""
+
+    stream: str
+    sequence: int
+    subject: str
+    id: str
+
+
+@event_type("stratum.dead.lettered")
+class Lettered(msgspec.Struct, frozen=True, omit_defaults=True):
+    agent: str
+    reason: str
+    error: str
+    attempts: int
+    origin: Origin
+    trace: str = ""
+
+
+@event_type("stratum.dead.redriven")
+class Redriven(msgspec.Struct, frozen=True, omit_defaults=True):
+    letter: str
+    event: str
+    reason: str = ""
+
+
+@event_type("stratum.dead.dropped")
+class Dropped(msgspec.Struct, frozen=True, omit_defaults=True):
+    letter: str
+    reason: str = ""
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """A dead letter as it stands: `state` is open, redriven or dropped."""
+
+    id: str
+    sequence: int
+    subject: str
+    time: str
+    state: str
+    letter: Lettered
+
+
+async def bury(bus: Bus, agent: str, message: Message, attempts: int, cause: Cause) -> None:
+    """Append the dead letter of a message; the same message makes the same letter."""
+    original, type = message.id or f"{message.stream}-{message.sequence}", "message"
+    try:
+        event: Event[Any] = message.event()
+        original, type = event.id, event.type
+        subject.event_type(type)
+    except InvalidEvent:
+        event = new(type, None, source=agent_source(agent), id=original)
+        type = subject.parse(message.subject).type or type
+    except InvalidName:
+        type = "message"
+    letter = Lettered(
+        agent,
+        cause.reason,
+        cause.detail,
+        attempts,
+        Origin(message.stream, message.sequence, message.subject, original),
+        cause.trace,
+    )
+    dead = new(
+        "stratum.dead.lettered",
+        letter,
+        source=agent_source(agent),
+        id=f"dead-{agent}-{message.stream}-{message.sequence}",
+        cause=event,
+    )
+    await bus.publish(subject.dead(agent, type), dead)
+
+
+async def letters(bus: Bus, agent: str | None = None) -> list[Letter]:
+    """All dead letters, of one agent or of all, oldest first, each with its state."""
+    found: dict[str, Letter] = {}
+    pattern = f"dead.{subject.token(agent, 'agent name')}.>" if agent else "dead.>"
+    async with bus.read(filters=[pattern]) as reader:
+        async for message in reader:
+            _fold(found, message)
+    return list(found.values())
+
+
+def _fold(found: dict[str, Letter], message: Message) -> None:
+    try:
+        event = message.event()
+        if event.type == "stratum.dead.lettered":
+            found.setdefault(
+                event.id,
+                Letter(
+                    event.id,
+                    message.sequence,
+                    message.subject,
+                    message.time.isoformat(),
+                    OPEN,
+                    typed(event, Lettered).data,
+                ),
+            )
+        elif event.type in ("stratum.dead.redriven", "stratum.dead.dropped"):
+            state = REDRIVEN if event.type.endswith("redriven") else DROPPED
+            decided = typed(event, Dropped).data
+            if letter := found.get(decided.letter):
+                found[decided.letter] = msgspec.structs.replace(letter, state=state)
+    except InvalidEvent:
+        return  # the projector quarantines it
+
+
+async def find(bus: Bus, id: str) -> Letter:
+    """A dead letter by its id, or by the sequence of the letter or of its origin.
+
+    Raises NotFound.
+    """
+    for letter in await letters(bus):
+        if id in (letter.id, str(letter.sequence), str(letter.letter.origin.sequence)):
+            return letter
+    raise NotFound("dead letter", id)
+
+
+async def redrive(bus: Bus, letter: Letter, reason: str = "") -> int:
+    """Send the original to the agent again, as a new event; returns its sequence.
+
+    One commit holds the event and the note that the letter was redriven.
+    """
+    _must_be_open(letter)
+    origin = letter.letter.origin
+    message = await bus.get(origin.stream, origin.sequence)
+    original = message.event()
+    place = subject.parse(message.subject)
+    again = msgspec.structs.replace(
+        original,
+        id=f"redrive-{letter.id}",
+        correlationid=original.correlationid or original.id,
+        causationid=letter.id,
+    )
+    to = subject.inbox(letter.letter.agent, place.sender or place.agent, original.type)
+    decided = new(
+        "stratum.dead.redriven",
+        Redriven(letter.id, again.id, reason),
+        source=agent_source(letter.letter.agent),
+        id=f"redriven-{letter.id}",
+    )
+    acks = await bus.commit([Append(to, again), Append(letter.subject, decided)])
+    return acks[0].sequence
+
+
+async def drop(bus: Bus, letter: Letter, reason: str = "") -> None:
+    """Note that nothing will be done about the letter."""
+    _must_be_open(letter)
+    dropped = new(
+        "stratum.dead.dropped",
+        Dropped(letter.id, reason),
+        source=agent_source(letter.letter.agent),
+        id=f"dropped-{letter.id}",
+    )
+    await bus.publish(letter.subject, dropped)
+
+
+def _must_be_open(letter: Letter) -> None:
+    if letter.state != OPEN:
+        raise StratumError(f"dead letter {letter.id} is already {letter.state}")
