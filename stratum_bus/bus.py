@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from stratum_bus import blob, jetstream, subject
 from stratum_bus import read as reading
-from stratum_bus.event import Event
+from stratum_bus.event import Event, Raw, RawEvent
 from stratum_bus.jetstream import Connection
 from stratum_bus.message import Message
 from stratum_bus.publish import Append, PubAck, Publisher
@@ -74,6 +74,17 @@ class Bus:
     async def get(self, stream: str, sequence: int) -> Message:
         """The message of a sequence; raises NotFound."""
         return await reading.get(self.connection, stream, sequence)
+
+    async def event(self, message: Message) -> RawEvent:
+        """The event in a message, with data that was kept as a blob brought in.
+
+        Raises InvalidEvent, BlobError.
+        """
+        found = message.event()
+        if found.data is not None or not (found.dataref or "").startswith(blob.PREFIX):
+            return found
+        content = await blob.get(self.connection, blob.digest_of(found.dataref or ""))
+        return replace(found, data=Raw(content))
 
     async def _inline_or_blob(self, append: Append) -> Append:
         event = append.event

@@ -18,6 +18,7 @@ import msgspec
 from stratum_bus import dead, subject
 from stratum_bus.bus import Bus
 from stratum_bus.errors import (
+    BlobError,
     BusError,
     ConnectionLost,
     InvalidEvent,
@@ -236,8 +237,8 @@ class _Worker:
         if attempt > self._retry.max_deliveries:
             return dead.Cause("undeliverable", f"delivered {attempt - 1} times, never settled")
         try:
-            event = message.event()
-        except InvalidEvent as error:
+            event = await self._bus.event(message)
+        except (InvalidEvent, BlobError) as error:
             return dead.Cause("unreadable", str(error))
         try:
             outcome = await self._handler(Delivery(message, event, attempt)) or Done()

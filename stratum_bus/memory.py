@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from stratum_bus import subject
 from stratum_bus.bus import Bus
-from stratum_bus.errors import InvalidEvent, NotFound
+from stratum_bus.errors import BlobError, InvalidEvent, NotFound
 from stratum_bus.event import Event, RawEvent, agent_source, new, typed, uuid7
 from stratum_bus.message import Message
 from stratum_bus.publish import Append
@@ -133,11 +133,11 @@ class Notes:
         self.by_id: dict[str, Note] = {}
         self.applied = 0
 
-    def apply(self, message: Message) -> Note | None:
-        """Take in one message; returns the note that it made or changed."""
+    def apply(self, message: Message, event: RawEvent | None = None) -> Note | None:
+        """Take in one message (`event`: where its data was a blob); returns the note it changed."""
         self.applied = max(self.applied, message.sequence)
         try:
-            event = message.event()
+            event = event or message.event()
             if event.type == NOTED:
                 return self._noted(message, typed(event, Noted))
             if event.type == REVISED:
@@ -250,7 +250,7 @@ class Memory:
             async for message in reader:
                 if isinstance(as_of, datetime) and message.time > as_of:
                     break
-                notes.apply(message)
+                await apply_resolved(self._bus, notes, message)
         return notes
 
     async def _get(self, id: str) -> Note:
@@ -258,3 +258,11 @@ class Memory:
         if found is None or found.retracted:
             raise NotFound("note", f"{id} in the memory of {self.agent}")
         return found
+
+
+async def apply_resolved(bus: Bus, notes: Notes, message: Message) -> Note | None:
+    """`notes.apply`, with data that was kept as a blob brought in."""
+    try:
+        return notes.apply(message, await bus.event(message))
+    except (InvalidEvent, BlobError):
+        return notes.apply(message)

@@ -1,0 +1,82 @@
+"""An agent: a name, the topics it follows, and a handler for each event type."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+import msgspec
+
+from stratum_agents.run import Run
+from stratum_bus import subject
+from stratum_bus.bus import Bus
+from stratum_bus.consume import Outcome
+from stratum_bus.event import Event
+from stratum_bus.schema import canonical
+
+Handle = Callable[[Run, Any], Awaitable[Outcome | None]]
+Task = Callable[[Bus, anyio.Event], Coroutine[Any, Any, None]]
+H = TypeVar("H", bound=Handle)
+T = TypeVar("T", bound=Task)
+
+
+class Handler(msgspec.Struct, frozen=True):
+    """A handler and the type that it wants the event's data as (`msgspec.Raw`: as it is)."""
+
+    type: str
+    function: Handle
+    data: Any
+
+
+class Agent:
+    """A named participant with an inbox, an outbox and a memory.
+
+    `follows` are event types of topics it receives beside its inbox. `concurrency` is how many
+    events one instance handles at once (1: strictly one after the other).
+    """
+
+    def __init__(
+        self, name: str, *, follows: tuple[str, ...] | list[str] = (), concurrency: int = 16
+    ) -> None:
+        self.name = subject.token(name, "agent name")
+        self.follows = tuple(subject.event_type(type) for type in follows)
+        self.concurrency = concurrency
+        self.handlers: dict[str, Handler] = {}
+        self.tasks: list[Task] = []
+
+    def on(self, type: str) -> Callable[[H], H]:
+        """Handle events of this type with `async def handler(run, event: Event[T])`.
+
+        An event of a type without a handler is taken note of and left alone. Raises ValueError
+        for a second handler of one type.
+        """
+
+        def add(function: H) -> H:
+            if type in self.handlers:
+                raise ValueError(f"agent {self.name} already has a handler for {type}")
+            self.handlers[type] = Handler(subject.event_type(type), function, _data_type(function))
+            return function
+
+        return add
+
+    def task(self, function: T) -> T:
+        """Run `async def task(bus, stop)` beside the handlers, as long as the instance lives."""
+        self.tasks.append(function)
+        return function
+
+    def handler_for(self, type: str) -> Handler | None:
+        """The handler of an event type, by its present or a former name."""
+        return self.handlers.get(type) or self.handlers.get(canonical(type))
+
+
+def _data_type(function: Callable[..., Any]) -> Any:
+    """What a handler's second parameter says its event's data is."""
+    hints = typing.get_type_hints(function)
+    names = list(function.__code__.co_varnames[: function.__code__.co_argcount])
+    if len(names) < 2:
+        raise TypeError(f"handler {function.__qualname__} must take (run, event)")
+    hint = hints.get(names[1], Event[Any])
+    arguments = typing.get_args(hint)
+    return arguments[0] if typing.get_origin(hint) is Event and arguments else Any
