@@ -1,0 +1,54 @@
+# Everything runs in .venv, which the first target sets up from requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo up test soak lint format bench docs lock clean
+.DEFAULT_GOAL := help
+
+help: ## show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(READY) ## run the research agent on a sample feed, from nothing, and show what it did
+	@$(BIN)/python examples/research/demo.py
+
+up: $(READY) ## start everything on this machine, with the agents of examples/research
+	@$(BIN)/stratum --config examples/research/stratum.toml up
+
+test: $(READY) ## run the tests (about 5 minutes on 2 cores)
+	$(BIN)/python -m pytest -q
+
+soak: $(READY) ## kill processes at random moments for longer: MESSAGES=200000 KILLS=200 SEED=1
+	$(BIN)/python tests/flow/crash.py --messages $(or $(MESSAGES),200000) --kills $(or $(KILLS),200) --seed $(or $(SEED),1)
+
+lint: $(READY) ## ruff and mypy --strict
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY) ## measure, one JSON object a line: ONLY=publish for one of them
+	@$(BIN)/python -m bench $(ONLY)
+
+docs: $(READY) ## write docs/cli.md anew from --help
+	$(BIN)/python -m stratum_cli.reference > docs/cli.md
+
+lock: $(READY) ## resolve the dependencies anew
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
+	  --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
+
+clean: ## remove what these targets made
+	rm -rf $(VENV) .stratum examples/research/.stratum .mypy_cache .ruff_cache .pytest_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Stratum needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
