@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from stratum_bus.errors import ConfigError, InvalidName
-from stratum_bus.settings import convert, shown
+from stratum_bus.settings import convert, join, shown
 from stratum_bus.subject import token
 
 FILE = "stratum.toml"
@@ -169,7 +169,7 @@ def _check_values(sections: _Sections, file: str) -> None:
         try:
             token(name, "agent name")
         except InvalidName as error:
-            key = "agents." + (name if name and "." not in name else f'"{name}"')
+            key = join("agents", name)
             raise ConfigError(
                 key, f"an agent name ({error.rule})", shown(name), file=file
             ) from error

@@ -58,6 +58,12 @@ def shown(value: object) -> str:
     return str(value)
 
 
+def join(key: str, name: str) -> str:
+    """The path of a key below another, as one would write it in TOML."""
+    part = name if re.fullmatch(r"[A-Za-z0-9_-]+", name, re.ASCII) else f'"{name}"'
+    return f"{key}.{part}" if key else part
+
+
 def _check(value: object, kind: Any, key: str, file: str) -> None:
     """Walk value and type together: msgspec's own errors do not say which key of a dict it was."""
     kind = _alternative(kind, value)
@@ -67,7 +73,7 @@ def _check(value: object, kind: Any, key: str, file: str) -> None:
             return _check_struct(value, kind, key, file)
         if origin is dict:
             for name, item in value.items():
-                _check(item, args[1], _join(key, name), file)
+                _check(item, args[1], join(key, name), file)
             return None
     if isinstance(value, list) and origin in (list, set, frozenset):
         for i, item in enumerate(value):
@@ -84,15 +90,15 @@ def _check_struct(value: dict[str, Any], kind: Any, key: str, file: str) -> None
     tag_field = (get_origin(kind) or kind).__struct_config__.tag_field
     for name, item in value.items():
         if name in fields:
-            _check(item, fields[name].type, _join(key, name), file)
+            _check(item, fields[name].type, join(key, name), file)
         elif name != tag_field:
             close = difflib.get_close_matches(name, fields, n=1)
             got = "an unknown key" + (f"; did you mean {close[0]}?" if close else "")
             expected = f"one of {', '.join(fields)}" if fields else "no keys"
-            raise ConfigError(_join(key, name), expected, got, file=file)
+            raise ConfigError(join(key, name), expected, got, file=file)
     for name, field in fields.items():
         if field.required and name not in value:
-            raise ConfigError(_join(key, name), _words_of(field.type), "nothing", file=file)
+            raise ConfigError(join(key, name), _words_of(field.type), "nothing", file=file)
 
 
 def _alternative(kind: Any, value: object) -> Any:
@@ -108,11 +114,6 @@ def _alternative(kind: Any, value: object) -> Any:
         if isinstance(base := get_origin(option) or option, type) and issubclass(base, wanted)
     ]
     return fits[0] if len(fits) == 1 else kind
-
-
-def _join(key: str, name: str) -> str:
-    part = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'"{name}"'
-    return f"{key}.{part}" if key else part
 
 
 def _expected(message: str, kind: Any) -> str:

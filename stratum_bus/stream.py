@@ -235,7 +235,7 @@ def _is_harmless(field: str, spec: StreamSpec, actual: dict[str, Any]) -> bool:
     if field in _HARMLESS_ONCE_ON:
         return bool(declared)
     if field in _LETS_MESSAGES_VANISH:
-        return bool(declared) and not (actual.get("deny_delete") or actual.get("deny_purge"))
+        return not (declared and (actual.get("deny_delete") or actual.get("deny_purge")))
     return field == "discard" and declared == "new"
 
 
