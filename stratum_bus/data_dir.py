@@ -134,6 +134,8 @@ class DataDir:
             if error.errno == errno.ENOSPC:
                 hint = f"free some space, or {hint}"
             reason = (error.strerror or str(error)).lower()
+            if self.path.is_file():
+                reason = "it is a file"
             text = f"the data folder {self.path} cannot be used ({reason}): {hint}"
             raise ServerStartFailed(text) from error
 
