@@ -199,9 +199,12 @@ def read(
 def typed(event: RawEvent, cls: type[D]) -> Event[D]:
     """The event with its data as `cls`, brought up to the newest version of its type.
 
-    Raises InvalidEvent("data") that says where the data does not fit.
+    For `msgspec.Raw` the data stays as it was written. Raises InvalidEvent("data") that says where the data does not fit.
     """
     raw = event.data
+    untyped: Event[Any] = event
+    if cls is Raw:
+        return untyped
     try:
         data: Any
         if raw is None:
@@ -215,7 +218,6 @@ def typed(event: RawEvent, cls: type[D]) -> Event[D]:
             data = msgspec.json.decode(raw, type=cls)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidEvent("data", f"{event.type} {event.id}: {error}") from None
-    untyped: Event[Any] = event
     return replace(untyped, data=data)
 
 
@@ -253,6 +255,8 @@ def _origin(subject: str) -> tuple[str, str]:
 
 def _binary_attributes(headers: Mapping[str, str]) -> dict[str, str]:
     found = {k[3:].lower(): unquote(v) for k, v in headers.items() if k[:3].lower() == "ce-"}
+    for name in ("data", "data_base64"):
+        found.pop(name, None)  # no attributes: the payload is the data
     for key, value in headers.items():
         if found and key.lower() == "content-type":
             found["datacontenttype"] = value
@@ -294,6 +298,8 @@ def _first_unwritable(value: Any, path: str, depth: int = 0) -> tuple[str, str] 
     else:
         try:
             _encode(value)
+        except UnicodeEncodeError:
+            return path, "string with a character that UTF-8 does not have"
         except (TypeError, ValueError, OverflowError, RecursionError):
             return path, type(value).__name__
         return None

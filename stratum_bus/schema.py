@@ -15,6 +15,7 @@ event; it just has no Struct.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 C = TypeVar("C", bound=type)
 
 _SCHEMA_PREFIX = "urn:stratum:schema:"
+_VERSION = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 class EventType(msgspec.Struct):
@@ -45,7 +47,7 @@ class EventType(msgspec.Struct):
         """The version that an event says it has; 1 where it says none."""
         if dataschema and dataschema.startswith(_SCHEMA_PREFIX):
             _, _, version = dataschema.rpartition(":")
-            if version.isdigit():
+            if _VERSION.fullmatch(version):
                 return int(version)
         return 1
 
@@ -58,23 +60,31 @@ def event_type(name: str, *, version: int = 1, former: tuple[str, ...] = ()) -> 
     """Declare the wire name of a Struct. Raises ValueError where another Struct has the name."""
 
     def declare(cls: C) -> C:
-        known = EventType(subjects.event_type(name), cls, version, former, {})
+        known = EventType(name, cls, version, former, {})
         for wire_name in (name, *former):
+            subjects.event_type(wire_name)
             other = TYPES.get(wire_name)
             if other and f"{other.cls.__module__}.{other.cls.__qualname__}" != (
                 f"{cls.__module__}.{cls.__qualname__}"
             ):
                 raise ValueError(f"{wire_name} is already the name of {other.cls.__qualname__}")
-            TYPES[wire_name] = known
+        TYPES.update(dict.fromkeys((name, *former), known))
         return cls
 
     return declare
 
 
 def upcaster(name: str, *, since: int) -> Callable[[Upcaster], Upcaster]:
-    """Declare how data of version `since` becomes data of version `since + 1`."""
+    """Declare how data of version `since` becomes data of version `since + 1`.
+
+    Raises ValueError where the type is not declared yet.
+    """
 
     def declare(function: Upcaster) -> Upcaster:
+        if name not in TYPES:
+            raise ValueError(
+                f"no event type {name} is declared; put its Struct before the upcaster"
+            )
         TYPES[name].upcasters[since] = function
         return function
 

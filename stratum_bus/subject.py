@@ -41,6 +41,15 @@ STREAM_OF_ROLE = {
 }
 
 
+_WRITABLE = re.compile(
+    "|".join(
+        rf"{role}(?:\.[A-Za-z0-9_-]{{1,64}}){{{len(fields)}{',' if fields[-1] == 'type' else ''}}}"
+        for role, fields in ROLES.items()
+    ),
+    re.ASCII,
+)
+
+
 class Subject(msgspec.Struct, frozen=True, omit_defaults=True):
     """A parsed subject: its role and the fields that the role has (the others are empty)."""
 
@@ -137,7 +146,9 @@ def health(agent: str, instance: str) -> str:
 def inbox_filters(agent: str, follows: tuple[str, ...] = ()) -> list[str]:
     """What an agent receives: its inbox and the topics it follows."""
     name = token(agent, "agent name")
-    return [f"inbox.{name}.>", *(f"topic.*.{event_type(type)}" for type in follows)]
+    # the server refuses a filter that is there twice
+    topics = dict.fromkeys(f"topic.*.{event_type(type)}" for type in follows)
+    return [f"inbox.{name}.>", *topics]
 
 
 def outbox_filters(agent: str) -> list[str]:
@@ -160,6 +171,23 @@ def parse(subject: str) -> Subject:
     return Subject(role, **dict(zip(fields, rest, strict=True)))
 
 
+def writable(subject: str) -> str:
+    """Return `subject` if it is of the grammar in every token; raise InvalidName otherwise.
+
+    Parsing is lenient, for what others wrote; the server would even store a wildcard literally.
+    """
+    if _WRITABLE.fullmatch(subject) and len(subject) <= TYPE_MAX:
+        return subject
+    place = parse(subject)
+    for field in ROLES[place.role]:
+        value = getattr(place, field)
+        if field == "type":
+            event_type(value)
+        else:
+            token(value, f"subject {subject[:80]}: {field}")
+    return subject
+
+
 def stream_of(subject: str) -> str:
     """The stream that stores a subject of the grammar; raise InvalidName for any other."""
     role = subject.partition(".")[0]
@@ -177,3 +205,32 @@ def matches(filter: str, subject: str) -> bool:
         if i >= len(got) or (part != "*" and part != got[i]):
             return False
     return len(wanted) == len(got)
+
+
+def pattern(value: str) -> str:
+    """Return `value` if it can be a server's filter: `*` for one token, a last `>` for the rest."""
+    parts = value.split(".") if value else [""]
+    for i, part in enumerate(parts):
+        rule = ""
+        if not part:
+            rule = "it has an empty token"
+        elif not part.isprintable() or any(char.isspace() for char in part):
+            rule = "it has a space or a control character"
+        elif ">" in part and (part != ">" or i < len(parts) - 1):
+            rule = "> may only stand alone at the end, as in inbox.research.>"
+        elif "*" in part and part != "*":
+            rule = "* stands for a whole token, as in inbox.*.billing.>"
+        if rule:
+            raise InvalidName("filter", value, rule)
+    return value
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether some subject is taken by both filters."""
+    left, right = one.split("."), other.split(".")
+    for a, b in zip(left, right, strict=False):
+        if ">" in (a, b):
+            return True
+        if a != b and "*" not in (a, b):
+            return False
+    return len(left) == len(right)
