@@ -45,9 +45,8 @@ class Child:
         self, command: Sequence[str], *, output: BinaryIO, inherit: Sequence[int] = ()
     ) -> None:
         self._guard: subprocess.Popen[bytes] | None = None
-        by_kernel = (
-            sys.platform == "linux" and threading.current_thread() is threading.main_thread()
-        )
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        by_kernel = sys.platform == "linux" and in_main_thread
         if by_kernel:
             shim = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT)
             command = [*shim, str(os.getpid()), *command]

@@ -106,6 +106,10 @@ class DataDir:
             for file in self.path.glob("*.ports"):
                 file.unlink(missing_ok=True)
 
+    def stored_bytes(self) -> int:
+        """What the streams take on the disk, after compression."""
+        return sum(block.stat().st_size for block in self.store.rglob("*.blk"))
+
     def log_size(self) -> int:
         return self.log_file.stat().st_size if self.log_file.exists() else 0
 

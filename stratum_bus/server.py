@@ -42,7 +42,7 @@ START_SECONDS = 60.0
 GRACE_SECONDS = 10.0
 
 _POLL_SECONDS = 0.005
-_UNLIMITED = 1 << 60
+_MAX_PAYLOAD = 1 << 20
 _PORT_ATTEMPTS = 5
 _PORT_TAKEN = "address already in use"
 
@@ -54,7 +54,7 @@ ports_file_dir: {folder}
 log_file: {log}
 logfile_size_limit: 16MB
 logfile_max_num: 3
-max_payload: 1MB
+max_payload: {max_payload}
 jetstream {{
   store_dir: {folder}
   sync_interval: "{sync}"
@@ -158,10 +158,10 @@ class Server:
         lock = yield from self._locking()
         try:
             self._folder.forget()
-            had_data = self._folder.store.exists()
-            yield from self._launching(binary, lock, had_data, deadline)
-            if had_data and self._max_store_bytes is None:
-                self._raise_limit()
+            limit = self._max_store_bytes or self._room(self._folder.stored_bytes())
+            yield from self._launching(binary, lock, limit, deadline)
+            if self._max_store_bytes is None:
+                self._raise_limit(limit)
             now = datetime.now(UTC)
             self._folder.write_state(
                 RunningServer(self.pid, self.url, self.port, self.sync, now, os.getpid())
@@ -184,14 +184,10 @@ class Server:
             yield
         return lock
 
-    def _launching(
-        self, binary: Path, lock: int, had_data: bool, deadline: float
-    ) -> Generator[None]:
+    def _launching(self, binary: Path, lock: int, limit: int, deadline: float) -> Generator[None]:
         for attempt in range(_PORT_ATTEMPTS):
             self._choose_port()
-            self._write_config(
-                self._max_store_bytes or (_UNLIMITED if had_data else self._free_share())
-            )
+            self._write_config(limit)
             log_offset = self._folder.log_size()
             command = [str(binary), "-c", str(self._folder.config_file)]
             with self._folder.usable(), self._folder.log_file.open("ab") as log:
@@ -223,6 +219,7 @@ class Server:
     def _write_config(self, max_store_bytes: int) -> None:
         content = _CONFIG.format(
             port=self.port,
+            max_payload=_MAX_PAYLOAD,
             folder=_quoted(self.data_dir),
             log=_quoted(self._folder.log_file),
             sync=self._sync_interval,
@@ -231,19 +228,20 @@ class Server:
         with self._folder.usable():
             self._folder.config_file.write_text(content, encoding="utf-8")
 
-    def _free_share(self) -> int:
+    def _room(self, stored_bytes: int) -> int:
+        """A limit that the disk can bear: a stream that fills the disk hangs until a restart, one
+        that reaches the limit refuses at once, after the message that went over it."""
         with self._folder.usable():
-            return max(shutil.disk_usage(self.data_dir).free * 3 // 4, 1 << 20)
+            free = shutil.disk_usage(self.data_dir).free
+        return max(stored_bytes + free * 3 // 4 - _MAX_PAYLOAD, 1)
 
-    def _raise_limit(self) -> None:
-        """Give a store that has data its limit, which counts what is stored before compression.
-
-        Only the server knows that number. A stream that fills the disk hangs until a restart, one
-        that reaches the limit refuses at once.
-        """
+    def _raise_limit(self, limit: int) -> None:
+        """The limit counts what was stored before compression, which only the server knows. It can
+        be raised while it runs, not lowered."""
         with contextlib.suppress(OSError, ValueError, KeyError):
-            self._write_config(_stored_bytes(self.port) + self._free_share())
-            os.kill(self.pid, signal.SIGHUP)
+            if (raised := self._room(_stored_bytes(self.port))) > limit:
+                self._write_config(raised)
+                os.kill(self.pid, signal.SIGHUP)
 
 
 @asynccontextmanager
