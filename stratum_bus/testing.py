@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import anyio
 import pytest
@@ -61,6 +61,10 @@ async def fresh(url: str) -> None:
         await provision(connection, load_streams())
 
 
+@overload
+async def eventually(check: Callable[[], Awaitable[T]], *, within_seconds: float = 5.0) -> T: ...
+@overload
+async def eventually(check: Callable[[], T], *, within_seconds: float = 5.0) -> T: ...
 async def eventually(check: Callable[[], Awaitable[T] | T], *, within_seconds: float = 5.0) -> T:
     """Ask again and again until the answer is true, and return it; AssertionError after the time.
 
