@@ -80,7 +80,10 @@ class Bus:
 
         Raises InvalidEvent, BlobError.
         """
-        found = message.event()
+        return await self.with_data(message.event())
+
+    async def with_data(self, found: RawEvent) -> RawEvent:
+        """An event with data that was kept as a blob brought in. Raises BlobError."""
         if found.data is not None or not (found.dataref or "").startswith(blob.PREFIX):
             return found
         content = await blob.get(self.connection, blob.digest_of(found.dataref or ""))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 import msgspec
@@ -93,11 +93,16 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def ensure_consumer(
-    bus: Bus, agent: str, follows: tuple[str, ...] = (), *, ack_wait_seconds: float = 30.0
+    bus: Bus,
+    agent: str,
+    filters: Sequence[str],
+    *,
+    stream: str = STREAM,
+    ack_wait_seconds: float = 30.0,
 ) -> None:
-    """Create or update the durable consumer of an agent: its inbox and the topics it follows.
+    """Create or update the durable consumer of an agent on a stream, by the agent's name.
 
-    A new consumer begins with the first event ever sent to the agent.
+    A new consumer begins with the first message that its filters ever matched.
     """
     config = {
         "name": subject.token(agent, "agent name"),
@@ -106,10 +111,10 @@ async def ensure_consumer(
         "ack_wait": int(ack_wait_seconds * NS),
         "max_deliver": -1,
         "max_ack_pending": 10_000,
-        "filter_subjects": subject.inbox_filters(agent, follows),
+        "filter_subjects": list(filters),
     }
-    body = {"stream_name": STREAM, "config": config}
-    await bus.connection.api(f"CONSUMER.CREATE.{STREAM}.{agent}", body)
+    body = {"stream_name": stream, "config": config}
+    await bus.connection.api(f"CONSUMER.CREATE.{stream}.{agent}", body)
 
 
 async def consume(
@@ -119,12 +124,15 @@ async def consume(
     *,
     stop: anyio.Event,
     follows: tuple[str, ...] = (),
+    filters: Sequence[str] | None = None,
+    stream: str = STREAM,
     concurrency: int = 16,
     ack_wait_seconds: float = 30.0,
     retry: Retry | None = None,
     grace_seconds: float = 10.0,
 ) -> None:
-    """Handle what the agent receives, up to `concurrency` events at once, until `stop` is set.
+    """Handle what the agent receives (or what `filters` say), up to `concurrency` events at
+    once, until `stop` is set.
 
     Then no more is fetched, what is in hand may finish for `grace_seconds`, the rest is cancelled
     and given back. Events in hand are held by telling the server every third of
@@ -132,23 +140,35 @@ async def consume(
     A lost server is waited for. Raises NotFound or PermissionDenied where the stream is not there
     for this user.
     """
-    await ensure_consumer(bus, agent, follows, ack_wait_seconds=ack_wait_seconds)
-    worker = _Worker(bus, agent, handler, retry or Retry(), concurrency)
+    wanted = subject.inbox_filters(agent, follows) if filters is None else list(filters)
+
+    async def ensure() -> None:
+        await ensure_consumer(bus, agent, wanted, stream=stream, ack_wait_seconds=ack_wait_seconds)
+
+    await ensure()
+    worker = _Worker(bus, agent, handler, retry or Retry(), concurrency, stream)
     async with task_group() as tasks:
         tasks.start_soon(worker.say_in_progress, ack_wait_seconds / 3)
-        await worker.run(stop, follows, ack_wait_seconds, grace_seconds)
+        await worker.run(stop, ensure, grace_seconds)
         tasks.cancel_scope.cancel()
 
 
 class _Worker:
     def __init__(
-        self, bus: Bus, agent: str, handler: Handler, retry: Retry, concurrency: int
+        self,
+        bus: Bus,
+        agent: str,
+        handler: Handler,
+        retry: Retry,
+        concurrency: int,
+        stream: str,
     ) -> None:
         self._bus = bus
         self._agent = agent
         self._handler = handler
         self._retry = retry
         self._concurrency = concurrency
+        self._stream = stream
         self._waiting = 0
         self._in_hand: dict[str, Reply] = {}
         self._arrivals, self._queue = anyio.create_memory_object_stream[Reply](float("inf"))
@@ -157,15 +177,14 @@ class _Worker:
     async def run(
         self,
         stop: anyio.Event,
-        follows: tuple[str, ...],
-        ack_wait_seconds: float,
+        ensure: Callable[[], Awaitable[None]],
         grace_seconds: float,
     ) -> None:
         async with anyio.create_task_group() as handlers:
             async with self._pull.subscribed(), anyio.create_task_group() as fetching:
                 for _ in range(self._concurrency):
                     handlers.start_soon(self._work)
-                fetching.start_soon(self._fetch, follows, ack_wait_seconds)
+                fetching.start_soon(self._fetch, ensure)
                 await stop.wait()
                 fetching.cancel_scope.cancel()
             # What arrived while the subscription was drained is given back at once.
@@ -186,20 +205,18 @@ class _Worker:
         self._waiting -= 1
         return self._queue.receive_nowait()
 
-    async def _fetch(self, follows: tuple[str, ...], ack_wait_seconds: float) -> None:
+    async def _fetch(self, ensure: Callable[[], Awaitable[None]]) -> None:
         connection = self._bus.connection
         while True:
             try:
                 if self._pull.broken:
                     await connection.wait_connected(60)
-                    await ensure_consumer(
-                        self._bus, self._agent, follows, ack_wait_seconds=ack_wait_seconds
-                    )
+                    await ensure()
                     self._pull.open()
                 busy = self._waiting + len(self._in_hand) + self._pull.outstanding
                 free = 2 * self._concurrency - busy
                 if free >= max(1, self._concurrency // 2):
-                    await self._pull.ask(STREAM, self._agent, free)
+                    await self._pull.ask(self._stream, self._agent, free)
                 await self._pull.wait(1.0)
             except (*LOST_SERVER, NoStream) as error:
                 log.debug("%s waits for the server: %s", self._agent, error)

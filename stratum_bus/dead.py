@@ -47,6 +47,7 @@ class Lettered(msgspec.Struct, frozen=True, omit_defaults=True):
     attempts: int
     origin: Origin
     trace: str = ""
+    run: str = ""
 
 
 @event_type("stratum.dead.redriven")

@@ -52,7 +52,8 @@ class Event(
     `id` is unique everywhere and is what duplicates are known by. `source` is `/agents/<name>` or
     any URI reference. `time` is when it happened (UTC), not when it was stored. `data` is the
     payload: `msgspec.Raw` as read from the log, a Struct or plain values otherwise. `dataref` is
-    `blob:<sha256>` where the data was too large to stand in the event.
+    `blob:<sha256>` where the data was too large to stand in the event. `torun` is the run that an
+    event is addressed to, `replyto` (`<agent>/<run>`) the run that waits for what comes of it.
     """
 
     id: str
@@ -68,6 +69,8 @@ class Event(
     correlationid: str | None = None
     causationid: str | None = None
     traceparent: str | None = None
+    torun: str | None = None
+    replyto: str | None = None
     data: D = None  # type: ignore[assignment]
     data_base64: str | None = None
 

@@ -1,0 +1,49 @@
+"""Durable timers, kept and fired by the server.
+
+A timer is a message under `timer.<agent>.<run>.<name>`; when it is due the server moves it to
+`fire.<agent>.<run>.<name>`, within about 250 ms, also after a restart. Publishing it again
+reschedules it. Timers below a second do not belong here.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import msgspec
+
+from stratum_bus import subject
+from stratum_bus.jetstream import Connection, api_answer
+
+STREAM = "TIMERS"
+FIRED_TTL = "168h"
+SECONDS = 5.0
+
+
+async def schedule(connection: Connection, agent: str, run: str, name: str, at: datetime) -> int:
+    """Have a timer fire at a time (past: at once); returns its sequence."""
+    when = at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return await _publish(connection, agent, run, name, f"@at {when}")
+
+
+async def repeat(connection: Connection, agent: str, run: str, name: str, every: str) -> int:
+    """Have a timer fire again and again: `@every 90s`, or a cron line of six fields."""
+    return await _publish(connection, agent, run, name, every)
+
+
+async def cancel(connection: Connection, agent: str, run: str, name: str) -> None:
+    """Remove a timer that has not fired; nothing happens where there is none."""
+    body = {"filter": subject.timer(agent, run, name)}
+    await connection.api(f"STREAM.PURGE.{STREAM}", body)
+
+
+async def _publish(connection: Connection, agent: str, run: str, name: str, pattern: str) -> int:
+    to = subject.timer(agent, run, name)
+    headers = {
+        "Nats-Schedule": pattern,
+        "Nats-Schedule-Target": subject.fire(agent, run, name),
+        "Nats-Schedule-TTL": FIRED_TTL,
+    }
+    payload = msgspec.json.encode({"run": run, "timer": name})
+    reply = await connection.request(to, payload, headers, timeout_seconds=SECONDS)
+    sequence: int = api_answer(reply, to)["seq"]
+    return sequence
