@@ -44,6 +44,7 @@ class Agent:
         self.follows = tuple(subject.event_type(type) for type in follows)
         self.concurrency = concurrency
         self.handlers: dict[str, Handler] = {}
+        self.schedules: dict[str, str] = {}
         self.tasks: list[Task] = []
 
     def on(self, type: str) -> Callable[[H], H]:
@@ -60,6 +61,31 @@ class Agent:
             return function
 
         return add
+
+    def every(self, schedule: str, *, name: str | None = None) -> Callable[[H], H]:
+        """Start a run at each time of a schedule that the server keeps, on one instance.
+
+        `schedule` is a Go duration from a second on (`90s`, `1h30m`) or a cron line of six
+        fields (seconds first). `name` keeps the schedule's identity; default: the function's.
+        """
+
+        def add(function: H) -> H:
+            schedule_name = subject.token(name or function.__name__, "schedule name")
+            if schedule_name in self.schedules:
+                raise ValueError(f"agent {self.name} already has a schedule {schedule_name}")
+            pattern = (
+                schedule if schedule.startswith("@") or " " in schedule else f"@every {schedule}"
+            )
+            self.schedules[schedule_name] = pattern
+            type = f"every:{schedule_name}"
+            self.handlers[type] = Handler(type, function, _data_type(function))
+            return function
+
+        return add
+
+    def on_schedule(self, name: str) -> Handler | None:
+        """The handler of a schedule; None where it is not declared any more."""
+        return self.handlers.get(f"every:{name}")
 
     def task(self, function: T) -> T:
         """Run `async def task(bus, stop)` beside the handlers, as long as the instance lives."""

@@ -1,19 +1,44 @@
-"""One instance of an agent: from a delivered event to a completed run."""
+"""One instance of an agent: each delivered message starts a run, or says something to one.
+
+A run belongs to the delivery that its journal names (its holder). A second delivery of that message
+means that its owner is gone or too slow: the run is taken over. Another message with the same event
+changes nothing. A message that ends a wait takes the run over from nobody.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import socket
 
 import anyio
+import msgspec
 
-from stratum_agents.agent import Agent
-from stratum_agents.run import Run
+from stratum_agents import inputs
+from stratum_agents.agent import Agent, Handler
+from stratum_agents.conduct import conduct, park
+from stratum_agents.core import Clock, Core, utc_now
+from stratum_agents.journal import (
+    RESUMED,
+    Damaged,
+    Entry,
+    Exists,
+    Fenced,
+    Journal,
+    Origin,
+)
+from stratum_agents.run import run_id
+from stratum_bus import subject, timer
 from stratum_bus.bus import Bus
-from stratum_bus.consume import Delivery, Done, Outcome, Retry, consume
-from stratum_bus.event import typed
+from stratum_bus.consume import Delivery, Done, Leave, Outcome, Reject, Retry, consume
+from stratum_bus.event import uuid7
 from stratum_bus.tasks import task_group
 
 log = logging.getLogger("stratum.worker")
+
+SCHEDULES = "schedule"
+"""The run token of the timers that start runs (`Agent.every`)."""
 
 
 async def work(
@@ -27,39 +52,192 @@ async def work(
     grace_seconds: float = 10.0,
 ) -> None:
     """Run one instance of `agent` until `stop` is set; see `consume` for what is promised."""
+    worker = Worker(bus, agent, retry or Retry())
+    at_once = min(concurrency or agent.concurrency, agent.concurrency)
 
-    async def handle(delivery: Delivery) -> Outcome:
-        return await perform(bus, agent, delivery)
-
-    async with task_group() as tasks:
-        for task in agent.tasks:
-            tasks.start_soon(task, bus, stop)
-        log.info("%s is ready", agent.name)
+    async def take(stream: str, filters: list[str]) -> None:
         await consume(
-            bus,
-            agent.name,
-            handle,
-            stop=stop,
-            follows=agent.follows,
-            concurrency=min(concurrency or agent.concurrency, agent.concurrency),
-            ack_wait_seconds=ack_wait_seconds,
-            retry=retry,
+            bus, agent.name, worker.handle, stop=stop, stream=stream, filters=filters,
+            concurrency=at_once, ack_wait_seconds=ack_wait_seconds, retry=retry,
             grace_seconds=grace_seconds,
+        )  # fmt: skip
+
+    for name, every in agent.schedules.items():
+        await timer.repeat(bus.connection, agent.name, SCHEDULES, name, every)
+    async with task_group() as background:
+        for task in agent.tasks:
+            background.start_soon(task, bus, stop)
+        async with task_group() as sources:
+            inbox = subject.inbox_filters(agent.name, agent.follows)
+            sources.start_soon(take, "LOG", [*inbox, f"control.{agent.name}.run.>"])
+            sources.start_soon(take, timer.STREAM, [f"fire.{agent.name}.>"])
+            log.info("%s is ready", agent.name)
+        background.cancel_scope.cancel()
+
+
+class Worker:
+    """Handles deliveries for one instance. `clock` is the world's time (a test may set it)."""
+
+    def __init__(
+        self, bus: Bus, agent: Agent, retry: Retry | None = None, *, clock: Clock = utc_now
+    ) -> None:
+        self._bus = bus
+        self._agent = agent
+        self._retry = retry or Retry()
+        self._clock = clock
+        self._active: dict[str, asyncio.Event] = {}
+        self.instance = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
+
+    async def handle(self, delivery: Delivery) -> Outcome:
+        """What to do with one message: the handler of a consumer."""
+        place = subject.parse(delivery.message.subject)
+        if place.role == "fire":
+            if place.run == SCHEDULES:
+                return await self._begin(delivery, self._agent.on_schedule(place.name))
+            return await self._say(delivery, inputs.of_timer(delivery, place.run, place.name))
+        if place.role == "control":
+            return await self._obey(delivery, place.type)
+        if delivery.event.torun:
+            return await self._say(delivery, inputs.of_signal(delivery))
+        return await self._begin(delivery, self._agent.handler_for(delivery.event.type))
+
+    async def _obey(self, delivery: Delivery, command: str) -> Outcome:
+        if command not in inputs.REQUESTS:
+            return Done()  # for the supervisor, or an outcome that it reports
+        raw = delivery.event.data
+        try:
+            data = msgspec.json.decode(raw) if raw is not None else None
+            return await self._say(delivery, inputs.of_request(delivery, command, data))
+        except msgspec.ValidationError as error:
+            return Reject(f"{command}: {error}")
+
+    async def _begin(self, delivery: Delivery, handler: Handler | None) -> Outcome:
+        """Start the run of an event, or take it over where this is a further delivery."""
+        if handler is None:
+            log.debug("%s has no handler for %s", self._agent.name, delivery.event.type)
+            return Done()
+        run = run_id(self._agent.name, delivery.event.id)
+        if other := self._active.get(run):
+            await other.wait()
+            return await self._begin(delivery, handler)
+        journal = Journal(self._bus, self._agent.name, run)
+        with _held(self._active, run):
+            try:
+                if delivery.attempt == 1:
+                    try:
+                        return await self._conduct(journal, delivery, handler)
+                    except Exists:
+                        pass  # handled before, or by another instance: the journal says it
+                return await self._go_on(journal, delivery, handler)
+            except Fenced:
+                return _left(journal)
+
+    async def _go_on(self, journal: Journal, delivery: Delivery, handler: Handler) -> Outcome:
+        try:
+            await journal.load()
+        except Damaged as error:
+            return await self._park(journal, delivery, error)
+        if journal.started:
+            if journal.end or journal.holder != _place(delivery):
+                return Done()
+            await self._take_over(journal, delivery)
+        try:
+            return await self._conduct(journal, delivery, handler)
+        except Exists:
+            return await self._go_on(journal, delivery, handler)
+
+    async def _say(self, delivery: Delivery, given: inputs.Input) -> Outcome:
+        """Give an input to a run, and resume the run where it waits."""
+        journal = Journal(self._bus, self._agent.name, given.run)
+        try:
+            await journal.load()
+            if journal.end is not None:
+                return Done()
+            await journal.add_input(given.kind, given.entry, id=given.id)
+            if not journal.wakes(given.kind, given.entry):
+                return Done()
+            return await self._resume(journal, delivery)
+        except Damaged as error:
+            log.warning("%s: %s", given.run, error)
+            return Done()
+        except Fenced:
+            return _left(journal)
+
+    async def _resume(self, journal: Journal, delivery: Delivery) -> Outcome:
+        """Go on with a run that its owner let go of, or that this very delivery had resumed."""
+        mine = journal.holder == _place(delivery)
+        if not journal.started or journal.end or not (journal.suspended or mine):
+            return Done()
+        assert journal.origin is not None
+        if other := self._active.get(journal.run):
+            await other.wait()
+            return await self._resume(await journal.load(), delivery)
+        with _held(self._active, journal.run):
+            await self._take_over(journal, delivery)
+            origin = await self._origin(journal.origin)
+            handler = self._agent.handler_for(journal.origin.handler)
+            if handler is None:
+                error = Damaged(f"there is no handler for {journal.origin.handler} any more")
+                return await self._park(journal, delivery, error)
+            return await self._conduct(journal, origin, handler, by=delivery)
+
+    async def _origin(self, origin: Origin) -> Delivery:
+        message = await self._bus.get(origin.stream, origin.sequence)
+        return Delivery(message, await self._bus.event(message), 1)
+
+    async def _take_over(self, journal: Journal, delivery: Delivery) -> None:
+        """The fence: from here on, every commit of a former owner is refused."""
+        entry = Entry(holder=_place(delivery), instance=self.instance)
+        await journal.append(RESUMED, entry, id=f"{journal.run}-resumed-{uuid7()}")
+
+    async def _conduct(
+        self,
+        journal: Journal,
+        delivery: Delivery,
+        handler: Handler,
+        *,
+        by: Delivery | None = None,
+    ) -> Outcome:
+        by = by or delivery
+        core = self._core(journal, delivery, handler.type, by)
+        last = by.attempt >= self._retry.max_attempts
+        return await conduct(core, self._agent, handler, last_attempt=last)
+
+    def _core(self, journal: Journal, delivery: Delivery, handler: str, by: Delivery) -> Core:
+        event, message = delivery.event, delivery.message
+        origin = Origin(
+            message.stream, message.sequence, event.id, event.type, handler, event.correlationid
         )
-        tasks.cancel_scope.cancel()
+        return Core(
+            self._bus, self._agent.name, journal, event, message,
+            origin=origin, attempt=by.attempt, holder=_place(by), instance=self.instance,
+            clock=self._clock,
+        )  # fmt: skip
+
+    async def _park(self, journal: Journal, delivery: Delivery, error: Exception) -> Outcome:
+        # What could not be read is not in last_sequence; whoever appended it last is past it.
+        last = await self._bus.last(journal.subject)
+        journal.last_sequence = last.sequence if last else 0
+        return await park(self._core(journal, delivery, "", delivery), error)
 
 
-async def perform(bus: Bus, agent: Agent, delivery: Delivery) -> Outcome:
-    """Handle one delivery in a run of its own and commit what it did."""
-    handler = agent.handler_for(delivery.event.type)
-    if handler is None:
-        log.debug("%s has no handler for %s", agent.name, delivery.event.type)
-        return Done()
-    event = typed(delivery.event, handler.data)
-    run = Run(bus, agent.name, delivery.event, delivery.message, delivery.attempt)
-    outcome = await handler.function(run, event) or Done()
-    if not isinstance(outcome, Done):
-        return outcome
-    if not await run.complete(handler.type):
-        log.info("%s: run %s of %s was complete already", agent.name, run.id, event.id)
-    return Done()
+class _held:
+    """Marks a run as worked on by this instance."""
+
+    def __init__(self, active: dict[str, asyncio.Event], run: str) -> None:
+        self._active, self._run = active, run
+
+    def __enter__(self) -> None:
+        self._active[self._run] = asyncio.Event()
+
+    def __exit__(self, *_: object) -> None:
+        self._active.pop(self._run).set()
+
+
+def _left(journal: Journal) -> Outcome:
+    log.warning("run %s was taken over by another worker: left to it", journal.run)
+    return Leave()
+
+
+def _place(delivery: Delivery) -> str:
+    return f"{delivery.message.stream}-{delivery.message.sequence}"

@@ -1,0 +1,92 @@
+"""What can go wrong in a run, as its handler and its reader see it.
+
+RunError
+├── StepFailed        a step used up its attempts, or said that trying again is of no use
+├── CallFailed        the run that was called or spawned failed, or was cancelled
+├── WaitTimeout       nothing came in time
+├── JournalMismatch   the handler asks for something else than its journal holds
+└── RunFailed         raised by a handler: this run fails now, for this reason
+    └── Rejected      the handler returned Reject
+
+RunCancelled and the other ends of a run are no Exceptions: a handler may clean up, not swallow them.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+from stratum_agents.journal import Failure
+from stratum_bus.errors import StratumError
+
+
+class RunError(StratumError):
+    """Base of what a run raises in its handler."""
+
+
+class StepFailed(RunError):
+    """`name` is the step's, `attempts` how often it was tried, `failure` the last error."""
+
+    def __init__(self, name: str, attempts: int, failure: Failure) -> None:
+        self.name, self.attempts, self.failure = name, attempts, failure
+        tried = "once" if attempts == 1 else f"{attempts} times"
+        super().__init__(f"step {name!r} failed, tried {tried}: {failure.type}: {failure.message}")
+
+
+class CallFailed(RunError):
+    """`agent` and `type` say what was called, `failure` how it ended."""
+
+    def __init__(self, name: str, failure: Failure) -> None:
+        self.name, self.failure = name, failure
+        super().__init__(f"{name} failed: {failure.type}: {failure.message}")
+
+
+class WaitTimeout(RunError):
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"{what} did not come in time")
+
+
+class RunFailed(RunError):
+    """Raised by a handler to end its run as failed, without another attempt."""
+
+
+class Rejected(RunFailed):
+    """The handler returned Reject: the event can never be handled."""
+
+
+class JournalMismatch(RunError):
+    """The handler and the journal differ at position `n`."""
+
+    def __init__(self, run: str, n: str, journaled: str, asked: str, advice: str) -> None:
+        self.run, self.n, self.journaled, self.asked = run, n, journaled, asked
+        super().__init__(
+            f"run {run} at {n}: the journal holds {journaled}, the handler asks for {asked}. {advice}"
+        )
+
+
+class RunCancelled(BaseException):
+    """The run was cancelled; raised where it next asks for something."""
+
+
+class Suspended(BaseException):
+    """The run waits: its worker lets go of it."""
+
+
+class Ended(BaseException):
+    """The run ended itself (`continue_as_new`)."""
+
+
+class ReplayedToEnd(BaseException):
+    """A replay without effects reached the end of the journal."""
+
+
+def failure_of(error: BaseException) -> Failure:
+    """An error as it is journaled."""
+    frames = traceback.format_exception(error, limit=-6)
+    cause = error.__cause__ or error.__context__
+    return Failure(
+        type(error).__name__,
+        str(error),
+        "".join(frames)[-4000:],
+        f"{type(cause).__name__}: {cause}" if cause else "",
+    )

@@ -1,0 +1,324 @@
+"""The journal of a run: the events under `run.<agent>.<run>`, what they say, and who may add to them.
+
+The owner of a run appends its entries with the subject's last sequence as expectation: that is the
+fence. Others append only inputs (signals, fired timers, requests), without one. So an owner whose
+append is refused reads what came in between: inputs are taken in and the append is tried again; an
+entry of another owner means that the run was taken over, and the late one stops (Fenced).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from stratum_bus import subject
+from stratum_bus.bus import Bus
+from stratum_bus.errors import StratumError, WrongSequence
+from stratum_bus.event import Event, Raw, agent_source, new, typed
+from stratum_bus.message import Message
+from stratum_bus.publish import Append
+from stratum_bus.schema import event_type
+
+PREFIX = "stratum.run."
+
+STEP_COMPLETED, STEP_FAILED = "step.completed", "step.failed"
+WAITING, WAIT_COMPLETED = "waiting", "wait.completed"
+RESUMED, SUSPENDED, COMPENSATING = "resumed", "suspended", "compensating"
+SIGNALLED, FIRED = "signalled", "fired"
+CANCEL, PAUSE, CONTINUE = "cancel.requested", "pause.requested", "continue.requested"
+COMPLETED, FAILED, CANCELLED, CONTINUED = "completed", "failed", "cancelled", "continued"
+PARKED, FORKED = "parked", "forked"
+
+INPUTS = {SIGNALLED, FIRED, CANCEL, PAUSE, CONTINUE}
+"""What others may add to a run, without owning it."""
+
+ENDS = {COMPLETED, FAILED, CANCELLED, CONTINUED}
+"""After one of these nothing is added."""
+
+
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The message that a run was started by."""
+
+    stream: str
+    sequence: int
+    id: str
+    type: str
+    handler: str
+    conversation: str | None = None
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """A message or note that was committed together with an entry; `n` is its position."""
+
+    n: str
+    subject: str
+    type: str
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as it is journaled: the name of its class, its text, and where it was raised."""
+
+    type: str
+    message: str
+    trace: str = ""
+    cause: str = ""
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The data of a journal entry; which fields are there depends on its kind.
+
+    `n` is the position in the handler (`3`, or `3.1.2` in a branch), `name` the step's name or
+    what is waited for. `packed` says that `result` refers to blobs (see `values`). `holder` is
+    the message in whose delivery the owner works, as `<stream>-<sequence>`. `suspends` says that
+    the owner let go of the run after this entry.
+    """
+
+    n: str = ""
+    name: str = ""
+    result: Any = None
+    packed: bool = False
+    error: Failure | None = None
+    attempt: int = 0
+    final: bool = False
+    seconds: float | None = None
+    until: datetime | None = None
+    types: list[str] = []
+    input: str = ""
+    suspends: bool = False
+    effects: list[Effect] = []
+    versions: list[str] = []
+    origin: Origin | None = None
+    holder: str = ""
+    instance: str = ""
+    reason: str = ""
+    run: str = ""
+    at: str = ""
+    sets: dict[str, Any] = {}
+
+
+class RawEntry(Entry, frozen=True, omit_defaults=True):
+    """An entry as it is read: the result is left as JSON until a handler asks for it."""
+
+    result: Raw = Raw(b"null")
+
+
+for _kind in (
+    STEP_COMPLETED, STEP_FAILED, WAITING, WAIT_COMPLETED, RESUMED, SUSPENDED, COMPENSATING,
+    SIGNALLED, FIRED, CANCEL, PAUSE, CONTINUE, COMPLETED, FAILED, CANCELLED, CONTINUED, PARKED,
+    FORKED,
+):  # fmt: skip
+    event_type(PREFIX + _kind)(Entry)
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """An entry in its place in the log."""
+
+    kind: str
+    sequence: int
+    time: datetime
+    id: str
+    entry: RawEntry
+
+
+class Fenced(BaseException):
+    """Another worker owns the run now. Not an Exception, so that no handler swallows it."""
+
+
+class Exists(BaseException):
+    """The run that was about to start has been started before."""
+
+
+class InputCame(Exception):
+    """Inputs arrived before an entry that they may make unnecessary; nothing was stored."""
+
+
+class Damaged(StratumError):
+    """A journal that cannot be read, with the sequence and the reason."""
+
+
+class Journal:
+    """What is known of a run, and the way to add to it."""
+
+    def __init__(self, bus: Bus, agent: str, run: str) -> None:
+        self._bus = bus
+        self.agent = agent
+        self.run = run
+        self.subject = subject.run(agent, run)
+        self.last_sequence = 0
+        self.entries: list[Recorded] = []
+        self.decided: dict[str, Recorded] = {}
+        self.waits: dict[str, Recorded] = {}
+        self.attempts: dict[str, list[Recorded]] = {}
+        self.effects: dict[str, Effect] = {}
+        self.versions: set[str] = set()
+        self.inputs: dict[str, Recorded] = {}
+        self.taken: set[str] = set()
+        self.origin: Origin | None = None
+        self.holder = ""
+        self.state = "new"
+        self.suspended = False
+        self.cancel: Recorded | None = None
+        self.paused = False
+        self.parked: Recorded | None = None
+        self.compensating: Recorded | None = None
+        self.end: Recorded | None = None
+        self._verified = False
+        self._lock = asyncio.Lock()
+
+    async def load(self) -> Journal:
+        """Read what is stored and not yet known. Raises Damaged."""
+        async with self._bus.read(filters=[self.subject], start=self.last_sequence + 1) as reader:
+            async for message in reader:
+                await self._take_in(message)
+        return self
+
+    @property
+    def started(self) -> bool:
+        return self.origin is not None
+
+    def open_inputs(self, kind: str) -> Iterable[Recorded]:
+        """Inputs of a kind that nothing has taken yet, in the order of the log."""
+        return [r for id, r in self.inputs.items() if r.kind == kind and id not in self.taken]
+
+    def wakes(self, kind: str, entry: Entry) -> bool:
+        """Whether an input is a reason to resume the run, where its owner let go of it."""
+        if kind in (CANCEL, CONTINUE):
+            return True
+        if self.paused or self.parked is not None:
+            return False
+        if kind == SIGNALLED:
+            open_waits = (wait.entry for n, wait in self.waits.items() if n not in self.decided)
+            return any(entry.name in wait.types for wait in open_waits)
+        return kind == FIRED
+
+    async def verify_new(self) -> None:
+        """Before a new run does anything outside the log: is it really new? Raises Exists."""
+        if self._verified or self.last_sequence:
+            return
+        if await self._bus.last(self.subject) is not None:
+            await self._catch_up()
+        self._verified = True
+
+    async def append(
+        self,
+        kind: str,
+        entry: Entry,
+        *,
+        id: str,
+        effects: Sequence[Append] = (),
+        stop_at_input: bool = False,
+    ) -> None:
+        """Add an entry as the owner, in one atomic commit with the effects before it.
+
+        Raises Fenced where another owner appeared, Exists where a new run was there already,
+        InputCame with `stop_at_input` where inputs came first.
+        """
+        async with self._lock:
+            event = self._event(kind, entry, id)
+            while True:
+                first = Append(self.subject, event, expected_sequence=self.last_sequence)
+                try:
+                    acks = await self._bus.commit([*effects, first])
+                except WrongSequence:
+                    await self._catch_up()
+                    if stop_at_input:
+                        raise InputCame from None
+                    continue
+                self._fold(Recorded(kind, acks[-1].sequence, event.time, id, _raw(entry)))  # type: ignore[arg-type]
+                return
+
+    async def add_input(self, kind: str, entry: Entry, *, id: str) -> None:
+        """Add an input without owning the run; the same id is added once."""
+        await self.load()
+        if id not in self.inputs:
+            await self._bus.publish(self.subject, self._event(kind, entry, id))
+            await self.load()
+
+    async def _catch_up(self) -> None:
+        """Take in what came since; Fenced or Exists unless it was inputs only."""
+        known, was_new = len(self.entries), not self.started
+        await self.load()
+        came = self.entries[known:]
+        if not came:
+            raise Damaged(f"run {self.run}: an append was refused, but nothing new is stored")
+        if any(recorded.kind not in INPUTS for recorded in came):
+            raise Exists if was_new else Fenced
+
+    def _event(self, kind: str, entry: Entry, id: str) -> Event[Any]:
+        event = new(PREFIX + kind, entry, source=agent_source(self.agent), id=id, runid=self.run)
+        origin = entry.origin or self.origin
+        return replace(
+            event,
+            step=entry.n or None,
+            causationid=origin.id if origin else None,
+            correlationid=(origin.conversation or origin.id) if origin else None,
+        )
+
+    async def _take_in(self, message: Message) -> None:
+        try:
+            event = await self._bus.event(message)
+            kind = event.type.removeprefix(PREFIX)
+            entry = typed(event, RawEntry).data
+        except StratumError as error:
+            raise Damaged(
+                f"run {self.run}: entry {message.sequence} is damaged: {error}"
+            ) from error
+        if not event.type.startswith(PREFIX):
+            raise Damaged(f"run {self.run}: {message.sequence} is a {event.type}, no journal entry")
+        time = event.time or message.time
+        self._fold(Recorded(kind, message.sequence, time, event.id, entry))
+
+    def _fold(self, recorded: Recorded) -> None:
+        if recorded.sequence <= self.last_sequence:
+            return
+        self.last_sequence = recorded.sequence
+        self.entries.append(recorded)
+        kind, entry = recorded.kind, recorded.entry
+        if kind in INPUTS:
+            self._fold_input(recorded)
+            return
+        self.effects.update({effect.n: effect for effect in entry.effects})
+        self.versions.update(entry.versions)
+        self.origin = entry.origin or self.origin
+        self.holder = entry.holder or self.holder
+        self.suspended = entry.suspends
+        if entry.input:
+            self.taken.add(entry.input)
+        if kind in (STEP_COMPLETED, WAIT_COMPLETED) or (kind == STEP_FAILED and entry.final):
+            self.decided[entry.n] = recorded
+        elif kind == WAITING:
+            self.waits[entry.n] = recorded
+        elif kind == COMPENSATING:
+            self.compensating = recorded
+        if kind == STEP_FAILED:
+            self.attempts.setdefault(entry.n, []).append(recorded)
+        self.parked = recorded if kind == PARKED else None
+        if kind in ENDS:
+            self.end = recorded
+        self.state = _state(kind, entry)
+
+    def _fold_input(self, recorded: Recorded) -> None:
+        if recorded.id in self.inputs:
+            return
+        self.inputs[recorded.id] = recorded
+        if recorded.kind == CANCEL:
+            self.cancel = self.cancel or recorded
+        elif recorded.kind == PAUSE:
+            self.paused = True
+        elif recorded.kind == CONTINUE:
+            self.paused = False
+
+
+def _state(kind: str, entry: Entry) -> str:
+    if kind in ENDS or kind == PARKED:
+        return kind
+    return "waiting" if entry.suspends else "running"
+
+
+def _raw(entry: Entry) -> RawEntry:
+    return msgspec.json.decode(msgspec.json.encode(entry), type=RawEntry)
