@@ -37,12 +37,16 @@ _KILL_AFTER_PARENT = 'read -r _; kill -TERM "$0"; sleep 10; kill -KILL "$0"'
 class Child:
     """One started program, in a session of its own: Ctrl-C at the terminal does not reach it.
 
-    :param output: an open file that takes what it prints
+    :param output: an open file that takes what it prints; None: where ours goes
     :param inherit: descriptors that it keeps open
     """
 
     def __init__(
-        self, command: Sequence[str], *, output: BinaryIO, inherit: Sequence[int] = ()
+        self,
+        command: Sequence[str],
+        *,
+        output: BinaryIO | None = None,
+        inherit: Sequence[int] = (),
     ) -> None:
         self._guard: subprocess.Popen[bytes] | None = None
         in_main_thread = threading.current_thread() is threading.main_thread()
