@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import msgspec
 import nats
 import nats.errors
@@ -23,17 +24,21 @@ from nats.aio.msg import Msg
 
 from stratum_bus import errors
 from stratum_bus.errors import ConnectionLost, NoAnswer, NoStream, PermissionDenied, TooLarge
+from stratum_bus.refusal import refusal
 
 log = logging.getLogger("stratum.connection")
 
 REQUEST_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
+HEADERS_MAX = 64 * 1024
+SUBJECT_MAX = 4000
+"""Characters of a subject and its reply subject together; the server takes lines of 4096."""
+
 _VIOLATION = re.compile(
     r'permissions violation for (publish|subscription) to "?([^"\s]+)"?', re.IGNORECASE
 )
-_LAST_SEQUENCE = re.compile(r"wrong last sequence: (\d+)")
-_NOT_FOUND = {10059: "stream", 10014: "consumer", 10037: "message"}
-_WRONG_SEQUENCE = (10071, 10164)
-_STORAGE = {10023, 10047, 10077}
+_RULE = "a header's name has letters, digits and signs that are no space, colon or line break"
+_USER = re.compile(r"(?<=://)[^@/,]*@")
 
 
 Listener = Callable[[PermissionDenied | None], None]
@@ -69,6 +74,8 @@ class Connection:
         self._listeners: set[Listener] = set()
         self._is_back = asyncio.Event()
         self._inbox = ""
+        self._inbox_denied = False
+        self._last_error: Exception | None = None
 
     @property
     def connected(self) -> bool:
@@ -105,7 +112,7 @@ class Connection:
         except TimeoutError:
             pass
         if not self.connected:
-            raise ConnectionLost(f"no connection to {self.url}: is the server running?")
+            raise self._lost()
 
     async def send(
         self,
@@ -114,16 +121,27 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         reply: str = "",
     ) -> None:
-        """Publish without an answer: it may be lost. Raises ConnectionLost, TooLarge."""
+        """Publish without an answer: it may be lost.
+
+        Raises ConnectionLost, TooLarge, InvalidName for a subject or header that cannot be sent.
+        """
         if not self.connected:
-            raise ConnectionLost(f"no connection to {self.url}", subject=subject)
+            raise self._lost(subject)
+        # More than it takes, and the server ends the connection for good.
+        size = len(payload)
+        if size > self.max_payload - HEADERS_MAX:
+            size += _size_of(headers)
+        if size > self.max_payload:
+            raise TooLarge(subject, size, self.max_payload)
+        if len(subject) + len(reply) > SUBJECT_MAX:
+            raise errors.InvalidName("subject", subject, f"at most {SUBJECT_MAX} characters fit")
         try:
             await self._client.publish(subject, payload, reply, dict(headers) if headers else None)
-        except nats.errors.MaxPayloadError:
-            raise TooLarge(subject, len(payload), self.max_payload) from None
         except nats.errors.BadSubjectError as error:
-            rule = "it has a space, an empty token or is empty"
+            rule = "it has a space, a line break or is empty"
             raise errors.InvalidName("subject", subject, rule) from error
+        except nats.errors.BadHeaderError as error:
+            raise errors.InvalidName("header", str(error).rpartition(": ")[2], _RULE) from error
         except (nats.errors.Error, OSError) as error:
             raise ConnectionLost(f"{self.url}: {error}", subject=subject) from error
 
@@ -167,7 +185,7 @@ class Connection:
             async with asyncio.timeout(timeout_seconds):
                 message = await answer
         except TimeoutError:
-            text = f"{self.url} did not answer {subject} within {timeout_seconds:g} s"
+            text = f"{shown(self.url)} did not answer {subject} within {timeout_seconds:g} s"
             raise NoAnswer(text, subject=subject) from None
         if message.status == "503":
             raise NoStream(subject)
@@ -200,22 +218,34 @@ class Connection:
         async def deliver(message: Msg) -> None:
             callback(Reply(message.subject, message.reply, message.data, message.headers))
 
-        subscription = await self._client.subscribe(
-            subject, queue, cb=deliver, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
+        try:
+            subscription = await self._client.subscribe(
+                subject, queue, cb=deliver, pending_msgs_limit=-1, pending_bytes_limit=-1
+            )
+        except nats.errors.BadSubjectError as error:
+            rule = "it has a space, an empty token or a misplaced wildcard"
+            raise errors.InvalidName("subject", subject, rule) from error
+        except (nats.errors.Error, OSError) as error:
+            raise self._lost(subject) from error
         try:
             yield
         finally:
-            try:
-                if self.connected:
-                    await asyncio.shield(subscription.drain())  # type: ignore[no-untyped-call]
-                elif not self.closed:
-                    await asyncio.shield(subscription.unsubscribe())
-            except nats.errors.Error as error:
-                log.debug("subscription %s ended badly: %r", subject, error)
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                try:
+                    if self.connected:
+                        # What the server sends until it knows is not to be dropped, so it is told
+                        # before the library's drain, which does not wait for that.
+                        await self._client._send_unsubscribe(subscription._id)
+                        await self._flush()
+                        await subscription.drain()  # type: ignore[no-untyped-call]
+                    elif not self.closed:
+                        await subscription.unsubscribe()
+                except nats.errors.Error as error:
+                    log.debug("subscription %s ended badly: %r", subject, error)
 
     async def open(self, options: Mapping[str, Any]) -> None:
-        """Connect; raises ConnectionLost within about a second where there is no server."""
+        """Connect; raises ConnectionLost within about a second where there is no server, and
+        PermissionDenied where this user may not receive answers."""
         try:
             await self._client.connect(
                 self.url,
@@ -229,34 +259,48 @@ class Connection:
                 reconnect_time_wait=0.1,  # type: ignore[arg-type]
                 **options,
             )
-        except nats.errors.Error as error:
-            await self._close_quietly()
-            raise ConnectionLost(f"cannot connect to {self.url}: {_plain(error)}") from error
-        except (OSError, ValueError) as error:
-            await self._close_quietly()
-            raise ConnectionLost(f"cannot connect to {self.url}: {error}") from error
-        # Failing fast is for the first connect only.
-        self._client.options["max_reconnect_attempts"] = -1
-        self._inbox = self.new_inbox()
-        await self._client.subscribe(
-            f"{self._inbox}.*", cb=self._on_answer, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
+            # Failing fast is for the first connect only.
+            self._client.options["max_reconnect_attempts"] = -1
+            self._inbox = self.new_inbox()
+            answers = f"{self._inbox}.*"
+            await self._client.subscribe(
+                answers, cb=self._on_answer, pending_msgs_limit=-1, pending_bytes_limit=-1
+            )
+            await self._flush()
+        except (nats.errors.Error, OSError, ValueError) as error:
+            reason = _plain(error, self._last_error)
+            raise ConnectionLost(f"cannot connect to {shown(self.url)}: {reason}") from error
+        if self._inbox_denied:
+            raise PermissionDenied(answers, "subscribe to")
 
     async def close(self) -> None:
-        """Send what is buffered and close."""
-        try:
-            if self.connected:
-                async with asyncio.timeout(2):
-                    await self._client.flush()
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            log.debug("closing %s: %r", self.url, error)
-        await self._close_quietly()
+        """Send what is buffered and close; takes at most some seconds, cancelled or not."""
+        with anyio.move_on_after(2 * CLOSE_SECONDS, shield=True):
+            try:
+                if self.connected:
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await self._flush()
+            except (nats.errors.Error, TimeoutError, OSError) as error:
+                log.debug("closing %s: %r", self.url, error)
+            try:
+                if "reconnect_time_wait" in self._client.options:  # else it was never begun
+                    await self._client.close()
+            except (nats.errors.Error, OSError) as error:
+                log.debug("closing %s: %r", self.url, error)
 
-    async def _close_quietly(self) -> None:
-        try:
-            await self._client.close()
-        except (nats.errors.Error, OSError) as error:
-            log.debug("closing %s: %r", self.url, error)
+    async def _flush(self) -> None:
+        """Return when the server has taken in all that was sent before."""
+        await self._client.flush()  # its PING overtakes what is buffered, which is then written
+        await self._client.flush()
+
+    def _lost(self, subject: str = "") -> ConnectionLost:
+        text = f"no connection to {shown(self.url)}: is the server running?"
+        if self.closed:
+            reason = self._last_error or "it was closed"
+            text = f"the connection to {shown(self.url)} has ended for good: {reason}"
+        elif _is_refusal(self._last_error):
+            text = f"no connection to {shown(self.url)}: the server refuses the credentials now"
+        return ConnectionLost(text, subject=subject)
 
     async def _on_answer(self, message: Msg) -> None:
         _, answer = self._waiting.get(message.subject.rpartition(".")[2], (None, None))
@@ -267,6 +311,7 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         found = _VIOLATION.search(str(error))
         if found is None:
+            self._last_error = error
             log.debug("%s: %r", self.url, error)
             return
         operation, subject = found.groups()
@@ -276,16 +321,20 @@ class Connection:
             # the library lowers the case of the server's message
             if asked.lower() == subject.lower() and not answer.done():
                 answer.set_exception(PermissionDenied(asked, operation))
+        if subject.lower() == f"{self._inbox}.*".lower():
+            self._inbox_denied = True
         self._tell(PermissionDenied(subject, operation))
 
     async def _on_disconnected(self) -> None:
+        self._last_error = self._client.last_error or self._last_error
         for subject, answer in list(self._waiting.values()):
             if not answer.done():
-                text = f"the connection to {self.url} broke before {subject} was answered"
+                text = f"the connection to {shown(self.url)} broke before {subject} was answered"
                 answer.set_exception(ConnectionLost(text, subject=subject))
         self._tell()
 
     async def _on_connected(self) -> None:
+        self._last_error = None
         self._tell()
 
     def _tell(self, denied: PermissionDenied | None = None) -> None:
@@ -308,25 +357,11 @@ async def connect(
     Raises ConnectionLost where no server answers.
     """
     connection = Connection(url, name, patience_seconds)
-    await connection.open(options or {})
     try:
+        await connection.open(options or {})
         yield connection
     finally:
-        await asyncio.shield(connection.close())
-
-
-def refusal(subject: str, error: Mapping[str, Any], expected: int | None = None) -> errors.BusError:
-    """The named error for a JetStream error object (`code`, `err_code`, `description`)."""
-    code = int(error.get("err_code", error.get("code", 0)))
-    description = str(error.get("description", ""))
-    if code in _WRONG_SEQUENCE:
-        found = _LAST_SEQUENCE.search(description)
-        return errors.WrongSequence(subject, expected, int(found[1]) if found else None)
-    if code in _NOT_FOUND:
-        return errors.NotFound(_NOT_FOUND[code], subject.rpartition(".")[2])
-    if code in _STORAGE:
-        return errors.StorageFull(subject, description)
-    return errors.Refused(subject, code, description)
+        await connection.close()
 
 
 def api_answer(reply: Reply, subject: str, expected: int | None = None) -> dict[str, Any]:
@@ -341,9 +376,27 @@ def api_answer(reply: Reply, subject: str, expected: int | None = None) -> dict[
     return answer
 
 
-def _plain(error: Exception) -> str:
+def shown(url: str) -> str:
+    """A server's address without the user, password or token that may stand in it."""
+    return _USER.sub("", url)
+
+
+def _plain(error: Exception, before: Exception | None) -> str:
+    """`before` is what was tried last, where the library only says that all was tried."""
     if isinstance(error, nats.errors.NoServersError):
+        if _is_refusal(before):
+            return "the server refused the credentials"
         return "no server answers there; start one with `stratum up`, or check the address"
-    if isinstance(error, nats.errors.AuthorizationError):
-        return "the server refused the credentials"
     return str(error)
+
+
+def _is_refusal(error: Exception | None) -> bool:
+    return error is not None and "authorization" in str(error).lower()
+
+
+def _size_of(headers: Mapping[str, str] | None) -> int:
+    """What headers take on the wire, in bytes."""
+    if not headers:
+        return 0
+    lines = sum(len(key.encode()) + len(value.encode()) + 4 for key, value in headers.items())
+    return len("NATS/1.0\r\n\r\n") + lines
