@@ -1,9 +1,10 @@
 """Writing to the log: awaited appends, atomic commits, and the group commit that they share.
 
 Under `sync_interval: always` an append is an fsync and an atomic batch is two, whatever its size.
-So what waits at the same time goes out as one atomic batch: each message keeps its own id and its
-own expected sequence. A group that is refused says nothing about its members: they are then sent
-one by one, so that only the guilty one fails. A commit of several events always stays whole.
+So what waits at the same time goes out as one atomic batch, where it is enough to be worth it:
+each message keeps its own id and its own expected sequence. A group that is refused says nothing
+about its members: they are then sent one by one, so that only the guilty one fails. A commit of
+several events always stays whole.
 
 Bulk publishing uses the same batches: with fsync they store 65-75k events/s where the server's
 fast-ingest batches, which sync each message, store 6k; without fsync both store about 70k.
@@ -32,17 +33,15 @@ from stratum_bus.errors import (
     WrongSequence,
 )
 from stratum_bus.event import Event
+from stratum_bus.group_cost import GroupCost
 from stratum_bus.jetstream import Connection, Reply, api_answer
 from stratum_bus.read import DEDUPE_SECONDS, find_by_id, last
 from stratum_bus.tasks import task_group
 
 BATCH_MAX = 1000
 BATCH_MAX_BYTES = 8 << 20
-IN_FLIGHT = 2
-"""Groups under way at once: one is on its way while the server syncs the other."""
-
-BULK_BATCH = 500
-BULK_IN_FLIGHT = 4
+BULK_BATCH = 1000
+BULK_IN_FLIGHT = 8
 
 ANSWER_SECONDS = 5.0
 RETRY_SECONDS = 0.1
@@ -94,14 +93,15 @@ class Publisher:
         self._connection = connection
         self._waiting: deque[_Unit] = deque()
         self._work = asyncio.Event()
-        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._turn = asyncio.Lock()
         self._sending = asyncio.Lock()
+        self._cost = GroupCost()
 
     async def publish(self, append: Append) -> PubAck:
         """Store one event. Raises what `commit` raises."""
         if subject.stream_of(append.subject) != _GROUPED:
             return (await self._settle([self._wire(append)]))[0]
-        return (await self._enqueue([self._wire(append)]))[0]
+        return (await self._store([self._wire(append)]))[0]
 
     async def commit(self, appends: Sequence[Append]) -> list[PubAck]:
         """Store several events of LOG, all or nothing, one behind the other.
@@ -118,7 +118,7 @@ class Publisher:
         for append in appends:
             if subject.stream_of(append.subject) != _GROUPED:
                 raise ValueError(f"{append.subject} is not of stream {_GROUPED}: no atomic commit")
-        return await self._enqueue([self._wire(append) for append in appends])
+        return await self._store([self._wire(append) for append in appends])
 
     async def publish_many(self, appends: Iterable[Append] | AsyncIterable[Append]) -> int:
         """Store many events of LOG, each on its own, and return how many were taken.
@@ -144,20 +144,19 @@ class Publisher:
         return taken
 
     async def run(self) -> None:
-        """Send what waits, until cancelled."""
-        async with task_group() as tasks:
+        """Send what waits, one group after the other, until cancelled."""
+        try:
             while True:
                 await self._work.wait()
-                await self._slots.acquire()
-                # Whoever can run now may still join the group.
-                await asyncio.sleep(0)
-                group = self._take()
-                if group:
-                    tasks.start_soon(self._send_group, group)
-                else:
-                    self._slots.release()
+                async with self._turn:
+                    # Whoever can run now may still join the group.
+                    await asyncio.sleep(0)
+                    if group := self._take():
+                        await self._send_group(group)
                 if not self._waiting:
                     self._work.clear()
+        finally:
+            _fail(self._waiting)
 
     def _wire(self, append: Append) -> _Wire:
         payload = event.encode(append.event)
@@ -167,6 +166,13 @@ class Publisher:
         if append.expected_sequence is not None:
             headers[_EXPECTED] = str(append.expected_sequence)
         return _Wire(append.subject, payload, headers, append.expected_sequence)
+
+    async def _store(self, wires: list[_Wire]) -> list[PubAck]:
+        if self._turn.locked() or self._waiting:
+            return await self._enqueue(wires)
+        # Nobody is there to share with: the way through the queue would only cost time.
+        async with self._turn:
+            return await self._settle(wires)
 
     async def _enqueue(self, wires: list[_Wire]) -> list[PubAck]:
         future: asyncio.Future[list[PubAck]] = asyncio.get_running_loop().create_future()
@@ -207,31 +213,60 @@ class Publisher:
 
     async def _send_group(self, group: list[_Unit]) -> None:
         try:
-            if len(group) > 1 and await self._send_together(group):
-                return
-            async with task_group() as tasks:
-                for unit in group:
-                    tasks.start_soon(self._send_unit, unit)
+            if not await self._send_together(group):
+                left = await self._send_apart(group)
+                async with task_group() as tasks:
+                    for unit in left:
+                        tasks.start_soon(self._send_unit, unit)
         except asyncio.CancelledError:
-            for unit in group:
-                if not unit.done.done():
-                    unit.done.set_exception(ConnectionLost("the connection was closed"))
-                    unit.done.exception()
+            _fail(group)
             raise
-        finally:
-            self._slots.release()
 
     async def _send_together(self, group: list[_Unit]) -> bool:
-        """One batch for all; False where its members must be tried one by one."""
+        """One batch for all; False where its members are to be sent one by one."""
+        wires = [wire for unit in group for wire in unit.wires]
+        if len(group) == 1 or (
+            # a commit has to pay for a batch in any case
+            len(wires) == len(group) and not self._cost.favours_batch(len(wires))
+        ):
+            return False
+        start = anyio.current_time()
         try:
-            acks = await self._batch([wire for unit in group for wire in unit.wires])
+            acks = await self._batch(wires)
         except BusError:
             return False
+        self._cost.batch_took(anyio.current_time() - start, len(wires))
         for unit in group:
             part, acks = acks[: len(unit.wires)], acks[len(unit.wires) :]
             if not unit.done.done():
                 unit.done.set_result(part)
         return True
+
+    async def _send_apart(self, group: list[_Unit]) -> list[_Unit]:
+        """All single appends at once; returns what that did not settle."""
+        connection = self._connection
+        left = [unit for unit in group if len(unit.wires) > 1]
+        sent: list[tuple[_Unit, str, asyncio.Future[Reply]]] = []
+        start = anyio.current_time()
+        try:
+            for unit in group:
+                if len(unit.wires) == 1:
+                    wire = unit.wires[0]
+                    reply, answer = connection.expect(wire.subject)
+                    sent.append((unit, reply, answer))
+                    await connection.send(wire.subject, wire.payload, wire.headers, reply)
+            for unit, _, answer in sent:
+                wire = unit.wires[0]
+                message = await connection.answer(answer, wire.subject, ANSWER_SECONDS)
+                unit.done.set_result([_ack(message, wire)])
+            if sent:
+                self._cost.appends_took(anyio.current_time() - start, len(sent))
+        except BusError:
+            left = [unit for unit in group if not unit.done.done()]
+        finally:
+            for _, reply, _ in sent:
+                connection.forget(reply)
+        return left
 
     async def _send_unit(self, unit: _Unit) -> None:
         try:
@@ -306,8 +341,7 @@ class Publisher:
         reply = await self._connection.request(
             wire.subject, wire.payload, wire.headers, timeout_seconds=ANSWER_SECONDS
         )
-        answer = api_answer(reply, wire.subject, wire.expected)
-        return PubAck(answer["stream"], answer["seq"], answer.get("duplicate", False))
+        return _ack(reply, wire)
 
     async def _batch(self, wires: list[_Wire]) -> list[PubAck]:
         """One atomic batch (ADR-50). Only the first and the last message are answered."""
@@ -352,6 +386,18 @@ class Publisher:
             if opened.done() and (first := opened.result()).payload:
                 api_answer(first, head, expected)
             raise
+
+
+def _fail(units: Iterable[_Unit]) -> None:
+    for unit in units:
+        if not unit.done.done():
+            unit.done.set_exception(ConnectionLost("the connection was closed"))
+            unit.done.exception()
+
+
+def _ack(reply: Reply, wire: _Wire) -> PubAck:
+    answer = api_answer(reply, wire.subject, wire.expected)
+    return PubAck(answer["stream"], answer["seq"], answer.get("duplicate", False))
 
 
 async def _each(appends: Iterable[Append] | AsyncIterable[Append]) -> AsyncIterator[Append]:
