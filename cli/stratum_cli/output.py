@@ -1,0 +1,222 @@
+"""The only module that prints. stdout is data: tables on a terminal, plain columns otherwise, one
+JSON object a line with `--json`. stderr is talk.
+
+What comes out of the log was written by anybody: control characters in it are made visible, so that
+no event can move a reader's cursor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import anyio
+import msgspec
+
+from stratum_cli.failure import OutputClosed, Refusal
+
+Row = Mapping[str, Any]
+Columns = Mapping[str, str | Callable[[Row], object]]
+"""Heading to what stands below it: a key of the row, or a function of it."""
+
+_PLAIN_WIDTH = 48
+_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_VISIBLE_IN_JSON = {code: f"\\u{code:04x}" for code in range(127, 160)}
+
+
+class Output:
+    """Where a command's results and remarks go."""
+
+    def __init__(self, *, json: bool = False) -> None:
+        self.json = json
+        self.terminal = bool(sys.stdout and sys.stdout.isatty())
+
+    def table(self, rows: Iterable[Row], columns: Columns, *, nothing: str = "nothing") -> None:
+        """A listing. `nothing` is said on stderr where there are no rows."""
+        rows = list(rows)
+        if self.json:
+            for row in rows:
+                self.object(row)
+            return
+        if not rows:
+            self.talk(nothing)
+            return
+        values = [[_pick(row, column) for column in columns.values()] for row in rows]
+        cells = [[cell(value) for value in each] for each in values]
+        if self.terminal:
+            numeric = [isinstance(value, int | float) for value in values[0]]
+            _write(_rich_table(list(columns), cells, numeric))
+        else:
+            _write(_plain_table(list(columns), cells))
+
+    def record(self, row: Row) -> None:
+        """One thing: a field a line."""
+        if self.json:
+            self.object(row)
+            return
+        width = max((len(key) for key in row), default=0)
+        for key, value in row.items():
+            first, *rest = _lines(value) or [""]
+            _write(f"{key.replace('_', ' '):<{width}}  {first}\n".rstrip(" "))
+            for line in rest:
+                _write(f"{'':<{width}}  {line}\n")
+
+    def line(self, text: str, *, shorten: bool = True) -> None:
+        """A line of its own at once; on a terminal cut to its width, unless told otherwise."""
+        text = visible(text)
+        if self.terminal and shorten:
+            width = shutil.get_terminal_size().columns
+            text = text if len(text) <= width else text[: width - 1] + "…"
+        _write(text + "\n")
+
+    def object(self, row: Row) -> None:
+        """One JSON object on a line of its own."""
+        _write(one_line(msgspec.json.encode(row)).translate(_VISIBLE_IN_JSON) + "\n")
+
+    def raw(self, text: str) -> None:
+        """Text as it is: for what is no data of the log (help, completion, CSV)."""
+        _write(text)
+
+    def talk(self, text: str) -> None:
+        """A remark on stderr."""
+        if sys.stderr is None:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(visible(text) + "\n")
+            sys.stderr.flush()
+
+    async def until_closed(self) -> None:
+        """Raise OutputClosed when the reader of a piped stdout goes away; else wait for ever.
+
+        Otherwise a command that follows would live on until the next event is written.
+        """
+        try:
+            descriptor = sys.stdout.fileno()
+            piped = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+        except (OSError, ValueError, AttributeError):
+            piped = False
+        if not piped:
+            await anyio.sleep_forever()
+        closed, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.add_reader(descriptor, closed.set)  # the writing end is "readable" when broken
+        try:
+            await closed.wait()
+        finally:
+            loop.remove_reader(descriptor)
+        _give_up_stdout()
+        raise OutputClosed
+
+
+def _pick(row: Row, column: str | Callable[[Row], object]) -> object:
+    return row.get(column) if isinstance(column, str) else column(row)
+
+
+def visible(text: str) -> str:
+    """The text with its control characters written out."""
+    return text.translate(_VISIBLE)
+
+
+def cell(value: object) -> str:
+    """A value in a table or a record."""
+    return visible(_text(value))
+
+
+def time_text(time: datetime) -> str:
+    """UTC to the millisecond, as in 2026-01-31T12:00:00.123Z."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def one_line(json: bytes) -> str:
+    """JSON without line breaks, whoever wrote it."""
+    try:
+        return msgspec.json.format(json, indent=-1).decode()
+    except (msgspec.DecodeError, RecursionError):
+        return " ".join(json.decode(errors="backslashreplace").split())
+
+
+def _text(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case str():
+            return value
+        case bool():
+            return "yes" if value else "no"
+        case int() | float() | Decimal():
+            return str(value)
+        case datetime():
+            return time_text(value)
+        case list() | tuple() if all(isinstance(item, str | int) for item in value):
+            return ", ".join(map(str, value))
+    text = one_line(msgspec.json.encode(value))
+    return text[1:-1] if text.startswith('"') else text
+
+
+def _lines(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [visible(line) for line in value.splitlines()]
+    if isinstance(value, list | tuple) and value and not isinstance(value[0], int):
+        return [cell(item) for item in value]
+    return [cell(value)]
+
+
+def _plain_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """In line up to a width: one cell of 3,000 characters must not push all others away."""
+    table = [list(headings), *cells]
+    widths = [min(_PLAIN_WIDTH, max(len(row[i]) for row in table)) for i in range(len(headings))]
+    return "".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        + "\n"
+        for row in table
+    )
+
+
+def _rich_table(
+    headings: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]
+) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    for heading, right in zip(headings, numeric, strict=True):
+        justify: Any = "right" if right else "left"
+        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis")
+    for row in cells:
+        table.add_row(*(Text(text) for text in row))
+    console = Console()
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def _write(text: str) -> None:
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        _give_up_stdout()
+        raise OutputClosed from None
+    except OSError as error:
+        _give_up_stdout()
+        raise Refusal(f"stdout cannot be written: {error.strerror or error}") from error
+
+
+def _give_up_stdout() -> None:
+    """Keep the interpreter from flushing into a closed pipe once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
