@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,8 @@ def build(config: Config, name: str) -> Agent:
     if name not in config.agents:
         there = ", ".join(sorted(config.agents)) or "none at all"
         raise ConfigError(key, f"a table for this agent (there are: {there})", "nothing")
+    if config.folder not in sys.path:
+        sys.path.insert(0, config.folder)  # a project's own modules are beside its stratum.toml
     path = config.agents[name].create
     create = _load(path, f"{key}.create")
     agent = create(*_arguments(config, create, f"{key}.settings"))
