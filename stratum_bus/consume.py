@@ -192,6 +192,7 @@ class _Worker:
                 await self._settle(self._queue_nowait(), b"-NAK")
             await self._arrivals.aclose()
             handlers.cancel_scope.deadline = anyio.current_time() + grace_seconds
+        self._queue.close()
         for reply in list(self._in_hand.values()):
             log.warning("%s: gave back %s, its time to finish was over", self._agent, reply.subject)
             with anyio.CancelScope(shield=True):
