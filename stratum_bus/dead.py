@@ -152,28 +152,36 @@ async def find(bus: Bus, id: str) -> Letter:
 async def redrive(bus: Bus, letter: Letter, reason: str = "") -> int:
     """Send the original to the agent again, as a new event; returns its sequence.
 
-    One commit holds the event and the note that the letter was redriven.
+    One commit holds the event and the note that the letter was redriven. Raises StratumError for
+    a letter that is not open, InvalidEvent for an original that cannot be read.
     """
-    _must_be_open(letter)
     origin = letter.letter.origin
     message = await bus.get(origin.stream, origin.sequence)
     original = message.event()
     place = subject.parse(message.subject)
     again = msgspec.structs.replace(
         original,
-        id=f"redrive-{letter.id}",
+        id=redriven_id(letter),
         correlationid=original.correlationid or original.id,
         causationid=letter.id,
     )
     to = subject.inbox(letter.letter.agent, place.sender or place.agent, original.type)
-    decided = new(
-        "stratum.dead.redriven",
-        Redriven(letter.id, again.id, reason),
-        source=agent_source(letter.letter.agent),
-        id=f"redriven-{letter.id}",
-    )
-    acks = await bus.commit([Append(to, again), Append(letter.subject, decided)])
+    acks = await bus.commit([Append(to, again), redriven(letter, again.id, reason)])
     return acks[0].sequence
+
+
+def redriven_id(letter: Letter) -> str:
+    """The id of the event that `redrive` sends."""
+    return f"redrive-{letter.id}"
+
+
+def redriven(letter: Letter, event: str, reason: str = "") -> Append:
+    """The note that a letter was redriven as an event, or as a run; StratumError if it is not open."""
+    _must_be_open(letter)
+    body = Redriven(letter.id, event, reason)
+    source = agent_source(letter.letter.agent)
+    noted = new("stratum.dead.redriven", body, source=source, id=f"redriven-{letter.id}")
+    return Append(letter.subject, noted)
 
 
 async def drop(bus: Bus, letter: Letter, reason: str = "") -> None:

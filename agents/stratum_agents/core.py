@@ -46,7 +46,7 @@ class Core:
 
     def __init__(
         self,
-        bus: Bus,
+        bus: Bus | None,
         agent: str,
         journal: Journal,
         event: RawEvent,
@@ -59,7 +59,7 @@ class Core:
         clock: Clock = utc_now,
         live: bool = True,
     ) -> None:
-        self.bus = bus
+        self._bus = bus
         self.agent = agent
         self.journal = journal
         self.event = event
@@ -76,6 +76,12 @@ class Core:
         self._buffer: list[tuple[str, Append]] = []
         self._new_versions: list[str] = []
         self.asked: set[str] = set()
+
+    @property
+    def bus(self) -> Bus:
+        if self._bus is None:
+            raise ReplayedToEnd("something outside the journal")
+        return self._bus
 
     def recorded(self, n: str, asked: str) -> Recorded | None:
         """What the journal holds for a position; raises JournalMismatch where it is another call.
@@ -124,7 +130,7 @@ class Core:
         first = self._first
         assert first.origin is not None
         return Core(
-            self.bus, self.agent, self.journal, self.event, self.message, origin=first.origin,
+            self._bus, self.agent, self.journal, self.event, self.message, origin=first.origin,
             attempt=self.attempt, holder=first.holder, instance=first.instance,
             clock=self.clock, live=self.live,
         )  # fmt: skip

@@ -59,6 +59,7 @@ class JournalMismatch(RunError):
 
     def __init__(self, run: str, n: str, journaled: str, asked: str, advice: str) -> None:
         self.run, self.n, self.journaled, self.asked = run, n, journaled, asked
+        self.advice = advice
         super().__init__(
             f"run {run} at {n}: the journal holds {journaled}, the handler asks for {asked}. {advice}"
         )

@@ -9,6 +9,7 @@ entry of another owner means that the run was taken over, and the late one stops
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 
 from stratum_bus import subject
 from stratum_bus.bus import Bus
-from stratum_bus.errors import StratumError, WrongSequence
+from stratum_bus.errors import NotFound, StratumError, WrongSequence
 from stratum_bus.event import Event, Raw, agent_source, new, typed
 from stratum_bus.message import Message
 from stratum_bus.publish import Append
@@ -36,6 +37,9 @@ PARKED, FORKED = "parked", "forked"
 
 INPUTS = {SIGNALLED, FIRED, CANCEL, PAUSE, CONTINUE}
 """What others may add to a run, without owning it."""
+
+INHERITED = {STEP_COMPLETED, STEP_FAILED, WAITING, WAIT_COMPLETED, SIGNALLED, FIRED}
+"""What a fork shares of the journal before it."""
 
 ENDS = {COMPLETED, FAILED, CANCELLED, CONTINUED}
 """After one of these nothing is added."""
@@ -144,8 +148,8 @@ class Damaged(StratumError):
 class Journal:
     """What is known of a run, and the way to add to it."""
 
-    def __init__(self, bus: Bus, agent: str, run: str) -> None:
-        self._bus = bus
+    def __init__(self, bus: Bus | None, agent: str, run: str) -> None:
+        self._maybe_bus = bus
         self.agent = agent
         self.run = run
         self.subject = subject.run(agent, run)
@@ -167,8 +171,19 @@ class Journal:
         self.parked: Recorded | None = None
         self.compensating: Recorded | None = None
         self.end: Recorded | None = None
+        self.forked_from = ""
         self._verified = False
         self._lock = asyncio.Lock()
+
+    @classmethod
+    def recorded(cls, agent: str, run: str, entries: Sequence[Recorded]) -> Journal:
+        """A journal as it was recorded, to read only."""
+        journal = cls(None, agent, run)
+        for recorded in entries:
+            if recorded.kind == FORKED:
+                journal.last_sequence = 0
+            journal._fold(recorded)
+        return journal
 
     async def load(self) -> Journal:
         """Read what is stored and not yet known. Raises Damaged."""
@@ -176,6 +191,11 @@ class Journal:
             async for message in reader:
                 await self._take_in(message)
         return self
+
+    @property
+    def _bus(self) -> Bus:
+        assert self._maybe_bus is not None, "a recorded journal has no bus"
+        return self._maybe_bus
 
     @property
     def started(self) -> bool:
@@ -270,8 +290,32 @@ class Journal:
             ) from error
         if not event.type.startswith(PREFIX):
             raise Damaged(f"run {self.run}: {message.sequence} is a {event.type}, no journal entry")
-        time = event.time or message.time
-        self._fold(Recorded(kind, message.sequence, time, event.id, entry))
+        recorded = Recorded(kind, message.sequence, event.time or message.time, event.id, entry)
+        if kind == FORKED:
+            recorded = await self._inherit(recorded)
+        self._fold(recorded)
+
+    async def _inherit(self, forked: Recorded) -> Recorded:
+        """What the run before did up to a position is what this one did; returns the entry with
+        the effects that this brings.
+        """
+        parent = await Journal(self._bus, self.agent, forked.entry.run).load()
+        first = parent.at(forked.entry.at)
+        for recorded in parent.entries:
+            if recorded.sequence < first.sequence and recorded.kind in INHERITED:
+                self._fold(_with_set(recorded, forked.entry.sets))
+        # Messages before the position may have been committed with an entry behind it.
+        done = [e for n, e in parent.effects.items() if _order(n) < _order(first.entry.n)]
+        self.origin = parent.origin
+        self.last_sequence, self.forked_from = 0, forked.entry.run
+        return replace(forked, entry=replace(forked.entry, effects=done))
+
+    def at(self, at: str) -> Recorded:
+        """The first entry at a position, or of a step's name; raises NotFound."""
+        for recorded in self.entries:
+            if at and at in (recorded.entry.n, recorded.entry.name.removeprefix("step:")):
+                return recorded
+        raise NotFound("position", f"{at or '(none)'} in the journal of run {self.run}")
 
     def _fold(self, recorded: Recorded) -> None:
         if recorded.sequence <= self.last_sequence:
@@ -318,6 +362,22 @@ def _state(kind: str, entry: Entry) -> str:
     if kind in ENDS or kind == PARKED:
         return kind
     return "waiting" if entry.suspends else "running"
+
+
+def _order(n: str) -> tuple[int, ...]:
+    """Positions in the order of the handler; what is none of its calls comes last."""
+    parts = n.split(".")
+    return tuple(map(int, parts)) if all(map(str.isdigit, parts)) else (sys.maxsize,)
+
+
+def _with_set(recorded: Recorded, sets: dict[str, Any]) -> Recorded:
+    """The entry, with its result replaced where the fork says so, by position or step name."""
+    entry = recorded.entry
+    for key in (entry.n, entry.name.removeprefix("step:")):
+        if key in sets and recorded.kind == STEP_COMPLETED:
+            value = Raw(msgspec.json.encode(sets[key]))
+            return replace(recorded, entry=replace(entry, result=value, packed=False))
+    return recorded
 
 
 def _raw(entry: Entry) -> RawEntry:
