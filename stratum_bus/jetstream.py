@@ -1,7 +1,7 @@
 """The connection to a NATS server: requests, core publishes and subscriptions.
 
-The only module that imports the client library, and where its errors end: what leaves here is of
-`errors.py`. Requests are answered through one inbox of our own, because the library's request call
+Where the client library's errors end (only this module and `wire.py` import it): what leaves here
+is of `errors.py`. Requests are answered through one inbox of our own, because the library's request call
 turns a permission violation or a lost connection into a time-out; here both fail what waits at once.
 """
 
@@ -19,12 +19,12 @@ import anyio
 import msgspec
 import nats
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from stratum_bus import errors
 from stratum_bus.errors import ConnectionLost, NoAnswer, NoStream, PermissionDenied, TooLarge
 from stratum_bus.refusal import refusal
+from stratum_bus.wire import SturdyClient
 
 log = logging.getLogger("stratum.connection")
 
@@ -34,6 +34,7 @@ HEADERS_MAX = 64 * 1024
 SUBJECT_MAX = 4000
 """Characters of a subject and its reply subject together; the server takes lines of 4096."""
 
+_STORED = "Nats-Time-Stamp"
 _VIOLATION = re.compile(
     r'permissions violation for (publish|subscription) to "?([^"\s]+)"?', re.IGNORECASE
 )
@@ -68,7 +69,7 @@ class Connection:
         self.url = url
         self.name = name
         self.patience_seconds = patience_seconds
-        self._client = Client()
+        self._client = SturdyClient()
         self._tokens = itertools.count()
         self._waiting: dict[str, tuple[str, asyncio.Future[Reply]]] = {}
         self._listeners: set[Listener] = set()
@@ -187,7 +188,8 @@ class Connection:
         except TimeoutError:
             text = f"{shown(self.url)} did not answer {subject} within {timeout_seconds:g} s"
             raise NoAnswer(text, subject=subject) from None
-        if message.status == "503":
+        # A stored message that is handed out may have a header `Status` of its own.
+        if message.status == "503" and _STORED not in (message.headers or {}):
             raise NoStream(subject)
         return message
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from stratum_bus import event
 from stratum_bus.event import RawEvent
 from stratum_bus.jetstream import Reply
 
+_PLACE = {"Nats-Stream", "Nats-Sequence", "Nats-Subject", "Nats-Time-Stamp"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -91,18 +93,41 @@ def from_delivery(reply: Reply, at: Delivered) -> Message:
     )
 
 
-def from_direct(reply: Reply) -> Message:
-    """From the answer of a direct get, which carries the place in headers."""
+def is_direct(reply: Reply) -> bool:
+    """Whether a direct get was answered with a message; one may have any header, `Status` too."""
+    return reply.headers is not None and "Nats-Time-Stamp" in reply.headers
+
+
+def from_direct(reply: Reply) -> Message | None:
+    """From the answer of a direct get, which carries the place in headers.
+
+    None where it got lost among headers of the writer that are none.
+    """
     headers: dict[str, Any] = dict(reply.headers or {})
-    time = datetime.fromisoformat(headers.pop("Nats-Time-Stamp"))
+    if not _PLACE <= headers.keys():
+        return None
+    time_ns = _time_ns(headers.pop("Nats-Time-Stamp"))
     pending = int(headers.pop("Nats-Num-Pending", 0) or 0)
     headers.pop("Nats-Last-Sequence", None)
     return Message(
         headers.pop("Nats-Stream"),
         int(headers.pop("Nats-Sequence")),
         headers.pop("Nats-Subject"),
-        nanoseconds(time),
+        time_ns,
         reply.payload,
         headers or None,
         pending,
     )
+
+
+def from_api(stream: str, found: dict[str, Any]) -> Message:
+    """From the answer of a JetStream API request, without its headers."""
+    payload = base64.b64decode(found.get("data", ""))
+    time_ns = _time_ns(found["time"])
+    return Message(stream, found["seq"], found["subject"], time_ns, payload)
+
+
+def _time_ns(time: str) -> int:
+    """The server's time, `2026-11-21T02:00:00.123456789Z` with up to nine digits."""
+    whole, _, fraction = time.removesuffix("Z").partition(".")
+    return nanoseconds(datetime.fromisoformat(f"{whole}+00:00")) + int(f"{fraction:0<9}")

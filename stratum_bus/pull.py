@@ -21,6 +21,7 @@ EXPIRES_SECONDS = 30.0
 HEARTBEAT_SECONDS = 5.0
 
 _STALE = {"404", "408", "409"}
+_ACK = "$JS.ACK."
 
 
 class Pull:
@@ -36,6 +37,7 @@ class Pull:
         self._inbox = connection.new_inbox()
         self._heard = 0.0
         self._denied: PermissionDenied | None = None
+        self._needed: set[str] = set()
         self.outstanding = 0
         self.broken = True
         self.changed = asyncio.Event()
@@ -62,7 +64,7 @@ class Pull:
     def _on_change(self, denied: PermissionDenied | None) -> None:
         if denied is None:
             self.invalidate()
-        elif denied.subject.startswith("$js.api.consumer.msg.next"):
+        elif denied.subject.lower() in self._needed:
             self._denied = denied
             self.changed.set()
 
@@ -79,6 +81,7 @@ class Pull:
             body["max_bytes"] = max_bytes
         self.outstanding += batch
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._needed.add(subject.lower())
         await self._connection.send(subject, msgspec.json.encode(body), reply=self._inbox)
 
     async def wait(self, seconds: float) -> None:
@@ -98,7 +101,7 @@ class Pull:
     def _receive(self, reply: Reply) -> None:
         self._heard = anyio.current_time()
         status = reply.status
-        if not status:
+        if reply.reply.startswith(_ACK):  # a stored message may have a header `Status` too
             self.outstanding -= 1
             self._on_message(reply)
         elif status in _STALE:

@@ -6,7 +6,6 @@ message it saw when the server or the connection was gone, and removes it when l
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -20,7 +19,14 @@ import msgspec
 from stratum_bus.errors import BusError, ConnectionLost, NoAnswer, NoStream, NotFound
 from stratum_bus.event import uuid7
 from stratum_bus.jetstream import Connection, Reply
-from stratum_bus.message import Message, delivered, from_delivery, from_direct
+from stratum_bus.message import (
+    Message,
+    delivered,
+    from_api,
+    from_delivery,
+    from_direct,
+    is_direct,
+)
 from stratum_bus.pull import NS, Pull
 
 log = logging.getLogger("stratum.read")
@@ -132,7 +138,7 @@ class Reader:
         if self._start is None:
             self._start = self.stored + 1
         if not self._follow:
-            self._end = min(self._end or self.stored, self.stored)
+            self._end = self.stored if self._end is None else min(self._end, self.stored)
         await self._open_consumer()
 
     async def _open_consumer(self) -> None:
@@ -158,6 +164,8 @@ class Reader:
 
     def _deliver_from(self) -> dict[str, Any]:
         if isinstance(self._start, datetime) and not self.position:
+            if self._start.tzinfo is None:
+                raise ValueError(f"{self._start} has no time zone: where does the reading begin?")
             time = self._start.astimezone(UTC).isoformat()
             return {"deliver_policy": "by_start_time", "opt_start_time": time}
         if self.position:
@@ -193,7 +201,10 @@ class Reader:
             self._ended = True
 
     async def close(self) -> None:
-        if self._connection.connected and self._consumer:
+        """Remove the consumer; also under cancellation, for at most a second."""
+        if not (self._connection.connected and self._consumer):
+            return
+        with anyio.CancelScope(shield=True):
             try:
                 await self._connection.api(
                     f"CONSUMER.DELETE.{self._stream}.{self._consumer}", timeout_seconds=1
@@ -221,27 +232,33 @@ async def read(
     """
     reader = Reader(connection, stream, filters, start, end, follow, window)
     async with reader._pull.subscribed():
-        await reader.open()
         try:
+            await reader.open()
             yield reader
         finally:
-            await asyncio.shield(reader.close())
+            await reader.close()
 
 
 async def last(connection: Connection, stream: str, subject: str) -> Message | None:
-    """The last message of a subject (no wildcards), or None."""
-    try:
-        return await _direct(connection, f"{stream}.{subject}", b"")
-    except NotFound:
-        return None
+    """The last message of a subject (no wildcards), or None; raises NotFound without the stream."""
+    return await _direct(connection, stream, {"last_by_subj": subject}, f".{subject}")
 
 
 async def get(connection: Connection, stream: str, sequence: int) -> Message:
     """The message of a sequence; raises NotFound."""
-    try:
-        return await _direct(connection, stream, msgspec.json.encode({"seq": sequence}))
-    except NotFound:
-        raise NotFound("message", f"{sequence} in stream {stream}") from None
+    found = None
+    if sequence > 0:
+        found = await _direct(connection, stream, {"seq": sequence})
+    if found is None:
+        raise NotFound("message", f"{sequence} in stream {stream}")
+    return found
+
+
+async def next_after(
+    connection: Connection, stream: str, subject: str, sequence: int
+) -> Message | None:
+    """The first message of a subject (no wildcards) behind a sequence, or None."""
+    return await _direct(connection, stream, {"seq": sequence + 1, "next_by_subj": subject})
 
 
 async def find_by_id(
@@ -256,10 +273,22 @@ async def find_by_id(
     return None
 
 
-async def _direct(connection: Connection, target: str, body: bytes) -> Message:
-    reply = await connection.request(f"$JS.API.DIRECT.GET.{target}", body)
-    if reply.status:
+async def _direct(
+    connection: Connection, stream: str, query: dict[str, Any], subject: str = ""
+) -> Message | None:
+    """`subject` instead of a body is the form that permissions can restrict."""
+    target = f"{stream}{subject}"
+    body = b"" if subject else msgspec.json.encode(query)
+    try:
+        reply = await connection.request(f"$JS.API.DIRECT.GET.{target}", body)
+    except NoStream:
+        raise NotFound("stream", stream) from None
+    if not is_direct(reply):
         if reply.status == "404":
-            raise NotFound("message", target)
+            return None
         raise NoAnswer(f"direct get of {target}: status {reply.status}", subject=target)
-    return from_direct(reply)
+    found = from_direct(reply)
+    if found is None:
+        answer = await connection.api(f"STREAM.MSG.GET.{stream}", query)
+        found = from_api(stream, answer["message"])
+    return found
