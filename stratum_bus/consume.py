@@ -27,6 +27,7 @@ from stratum_bus.errors import (
     StorageFull,
 )
 from stratum_bus.event import RawEvent
+from stratum_bus.handover import Presence, reclaim
 from stratum_bus.jetstream import Reply
 from stratum_bus.message import Message, delivered, from_delivery
 from stratum_bus.pull import NS, Pull
@@ -137,8 +138,9 @@ async def consume(
     Then no more is fetched, what is in hand may finish for `grace_seconds`, the rest is cancelled
     and given back. Events in hand are held by telling the server every third of
     `ack_wait_seconds` that they are worked on; a process that dies or blocks stops saying so.
-    A lost server is waited for. Raises NotFound or PermissionDenied where the stream is not there
-    for this user.
+    What an instance that is gone had in hand is taken over at the start, where this is the only
+    one, else when `ack_wait_seconds` are over. A lost server is waited for. Raises NotFound or
+    PermissionDenied where the stream is not there for this user.
     """
     wanted = subject.inbox_filters(agent, follows) if filters is None else list(filters)
 
@@ -147,7 +149,10 @@ async def consume(
 
     await ensure()
     worker = _Worker(bus, agent, handler, retry or Retry(), concurrency, stream)
-    async with task_group() as tasks:
+    async with Presence(bus, stream, agent).announced() as presence, task_group() as tasks:
+        if await presence.is_first():
+            await reclaim(bus, stream, agent, wanted)
+        presence.working()
         tasks.start_soon(worker.say_in_progress, ack_wait_seconds / 3)
         await worker.run(stop, ensure, grace_seconds)
         tasks.cancel_scope.cancel()
