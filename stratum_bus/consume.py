@@ -147,15 +147,31 @@ async def consume(
     async def ensure() -> None:
         await ensure_consumer(bus, agent, wanted, stream=stream, ack_wait_seconds=ack_wait_seconds)
 
-    await ensure()
-    worker = _Worker(bus, agent, handler, retry or Retry(), concurrency, stream)
-    async with Presence(bus, stream, agent).announced() as presence, task_group() as tasks:
+    async def take_over() -> None:
         if await presence.is_first():
             await reclaim(bus, stream, agent, wanted)
+
+    await _waiting_for_server(bus, ensure)
+    worker = _Worker(bus, agent, handler, retry or Retry(), concurrency, stream)
+    async with Presence(bus, stream, agent).announced() as presence, task_group() as tasks:
+        await _waiting_for_server(bus, take_over)
         presence.working()
         tasks.start_soon(worker.say_in_progress, ack_wait_seconds / 3)
         await worker.run(stop, ensure, grace_seconds)
         tasks.cancel_scope.cancel()
+
+
+async def _waiting_for_server(bus: Bus, step: Callable[[], Awaitable[None]]) -> None:
+    """Take a step of starting, again as long as the server is lost."""
+    while True:
+        try:
+            await step()
+            return
+        except LOST_SERVER as error:
+            if bus.connection.closed:
+                raise
+            log.debug("starting waits for the server: %s", error)
+            await anyio.sleep(0.2)
 
 
 class _Worker:
@@ -185,8 +201,8 @@ class _Worker:
         ensure: Callable[[], Awaitable[None]],
         grace_seconds: float,
     ) -> None:
-        async with anyio.create_task_group() as handlers:
-            async with self._pull.subscribed(), anyio.create_task_group() as fetching:
+        async with task_group() as handlers:
+            async with self._pull.subscribed(), task_group() as fetching:
                 for _ in range(self._concurrency):
                     handlers.start_soon(self._work)
                 fetching.start_soon(self._fetch, ensure)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 
 from stratum_bus.bus import Bus
+from stratum_bus.errors import BusError
 from stratum_bus.event import uuid7
 from stratum_bus.jetstream import Reply
 from stratum_bus.tasks import task_group
@@ -67,7 +68,8 @@ class Presence:
 
     async def _answer(self, reply: str) -> None:
         if reply:
-            await self._bus.connection.send(reply, self._state + b" " + self._id)
+            with suppress(BusError):  # whoever asked has lost the server too, and asks again
+                await self._bus.connection.send(reply, self._state + b" " + self._id)
 
 
 async def reclaim(bus: Bus, stream: str, consumer: str, filters: Sequence[str]) -> int:
