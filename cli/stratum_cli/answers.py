@@ -56,7 +56,12 @@ async def answer(
 def _ask_file(path: Path, sql: str, silent: Exception, **limits: Any) -> Answer:
     if not path.exists():
         raise silent
-    return query_file(path, sql, **limits)
+    try:
+        return query_file(path, sql, **limits)
+    except QueryError as error:
+        if error.reason == "locked":  # its projector starts just now, or serves another bus
+            raise QueryError("no_projector", f"{silent}; {error}") from None
+        raise
 
 
 def objects(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -92,6 +92,8 @@ def sentence(error: BaseException) -> str:
         return ""
     if isinstance(error, StratumError):
         return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     what = " ".join(f"{type(error).__name__}: {error}".split())
     return f"{what} (a mistake of stratum itself; --debug shows where)"
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from stratum_bus.errors import StratumError
 from stratum_cli import command, failure
 from stratum_cli.output import Output
 
@@ -86,10 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if said := failure.usage_sentence(error):
             Output().talk(f"stratum: {said}")
         return int(getattr(error, "exit_code", failure.USAGE))
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         return failure.INTERRUPTED
-    except failure.OutputClosed:
-        return failure.OUTPUT_CLOSED
+    except (StratumError, OSError, failure.OutputClosed, KeyboardInterrupt) as error:
+        # outside of a command: while help or the version is shown
+        if said := failure.sentence(error):
+            Output().talk(f"stratum: {said}")
+        return failure.exit_code(error)
     return code if isinstance(code, int) else failure.OK
 
 

@@ -65,7 +65,7 @@ class Output:
         width = max((len(key) for key in row), default=0)
         for key, value in row.items():
             first, *rest = _lines(value) or [""]
-            _write(f"{key.replace('_', ' '):<{width}}  {first}\n".rstrip(" "))
+            _write(f"{key.replace('_', ' '):<{width}}  {first}".rstrip() + "\n")
             for line in rest:
                 _write(f"{'':<{width}}  {line}\n")
 
@@ -183,20 +183,31 @@ def _rich_table(
     headings: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]
 ) -> str:
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    for heading, right in zip(headings, numeric, strict=True):
+    console = Console()
+    natural = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
+    widths = _fit(natural, console.width - 2 * (len(natural) - 1))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading, width, right in zip(headings, widths, numeric, strict=True):
         justify: Any = "right" if right else "left"
-        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis")
+        table.add_column(heading, width=width, justify=justify, no_wrap=True, overflow="ellipsis")
     for row in cells:
         table.add_row(*(Text(text) for text in row))
-    console = Console()
     with console.capture() as capture:
         console.print(table)
     return capture.get()
+
+
+def _fit(widths: Sequence[int], available: int) -> list[int]:
+    """Widths that fit: the widest are cut to a common one, the others stay."""
+    cap = max(widths)
+    while cap > 1 and sum(min(width, cap) for width in widths) > available:
+        cap -= 1
+    return [min(width, cap) for width in widths]
 
 
 def _write(text: str) -> None:

@@ -40,7 +40,7 @@ def agents(config: Config) -> Iterator[Finding]:
     from stratum_agents.process import build
 
     for name in sorted(config.agents):
-        check = f"agent {name}"
+        check = f"agents.{name}"
         try:
             build(config, name)
         except StratumError as error:

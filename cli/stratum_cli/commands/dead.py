@@ -14,7 +14,7 @@ from stratum_bus.errors import InvalidEvent, NotFound
 from stratum_cli import delivery, events, known
 from stratum_cli.command import DryRun, command, group
 from stratum_cli.context import Cli
-from stratum_cli.failure import Usage
+from stratum_cli.failure import Refusal, Usage
 
 
 class State(StrEnum):
@@ -110,14 +110,10 @@ async def redrive(
     async with cli.bus() as bus:
         chosen = await _chosen(bus, letters, all_of)
         for letter in chosen:
-            origin = letter.letter.origin
+            await _must_be_readable(bus, letter)
+        for letter in chosen:
             done: dict[str, Any] = {"letter": letter.id, "origin": _origin(letter)}
-            if dry_run:
-                try:
-                    (await bus.get(origin.stream, origin.sequence)).event()
-                except InvalidEvent as error:
-                    raise Usage(f"letter {letter.id} cannot be redriven: {error}") from None
-            else:
+            if not dry_run:
                 done["sequence"] = await dead.redrive(bus, letter, reason)
             _say(cli, "redriven", done, dry_run)
 
@@ -146,8 +142,16 @@ async def _chosen(bus: Bus, ids: list[str] | None, agent: str | None) -> list[Le
     chosen = [await dead.find(bus, id) for id in ids or ()]
     for letter in chosen:
         if letter.state != dead.OPEN:
-            raise Usage(f"dead letter {letter.id} is already {letter.state}")
+            raise Refusal(f"dead letter {letter.id} is already {letter.state}")
     return list({letter.id: letter for letter in chosen}.values())
+
+
+async def _must_be_readable(bus: Bus, letter: Letter) -> None:
+    origin = letter.letter.origin
+    try:
+        (await bus.get(origin.stream, origin.sequence)).event()
+    except InvalidEvent as error:
+        raise Refusal(f"dead letter {letter.id} cannot be redriven: {error}") from None
 
 
 def _say(cli: Cli, verb: str, row: dict[str, Any], dry_run: bool) -> None:
