@@ -21,6 +21,7 @@ StratumError
 │   └── Refused             any other refusal, with the server's code
 ├── StreamDrift             a stream differs from its declaration and may not be changed
 ├── BlobError               a blob that is missing, damaged or too large
+├── ProjectorError          the projector cannot go on: its file, its fence, its stream
 └── QueryError              a query that was refused, timed out or failed
 
 Only `jetstream.py` sees the client library's errors and turns them into these.
@@ -209,10 +210,24 @@ class BlobError(StratumError):
         super().__init__(message)
 
 
+class ProjectorError(StratumError):
+    """The projector cannot go on; `reason` is a stable word.
+
+    Reasons: `locked` (another process has the file), `file` (it cannot be opened or written),
+    `fenced` (a later projector took over), `stream` (deleted, made anew or cut short), `projection`
+    (its SQL is wrong).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
 class QueryError(StratumError):
     """A query that was refused, ran into a limit or failed; `reason` is a stable word.
 
-    Reasons: `not_read_only`, `syntax`, `timeout`, `too_many_rows`, `behind`, `failed`.
+    Reasons: `not_read_only`, `syntax`, `timeout`, `too_many_rows`, `behind` (the sequence waited
+    for), `no_projector`, `no_file`, `locked`, `failed`.
     """
 
     def __init__(self, reason: str, message: str) -> None:

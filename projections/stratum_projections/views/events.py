@@ -1,0 +1,10 @@
+"""Every readable event of the log, one row a sequence."""
+
+from stratum_projections.batch import COLUMNS
+from stratum_projections.projection import Projection
+
+EVENTS = Projection(
+    name="events",
+    tables={"events": ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())},
+    statements=(f"insert into events by name select {', '.join(COLUMNS)} from batch",),
+)
