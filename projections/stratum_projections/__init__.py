@@ -1,0 +1,9 @@
+"""Events into tables: projections, the projector that keeps them, and SQL on what it keeps."""
+
+from stratum_projections.projection import Projection
+from stratum_projections.query import Answer, ask, query_file
+from stratum_projections.runner import run
+from stratum_projections.store import open_read_only
+from stratum_projections.views import SHIPPED
+
+__all__ = ["SHIPPED", "Answer", "Projection", "ask", "open_read_only", "query_file", "run"]

@@ -1,0 +1,53 @@
+"""`python -m stratum_projections --url URL --path FILE`: one projector, until SIGTERM or SIGINT.
+
+One line a fact on stderr. Exit 0 when stopped, 1 when it cannot go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+import anyio
+import msgspec
+
+from stratum_bus import connect, service
+from stratum_bus.config import ProjectorConfig
+from stratum_bus.errors import StratumError
+from stratum_projections.runner import run
+
+log = logging.getLogger("stratum.projector")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a projector; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="stratum_projections", description=__doc__)
+    parser.add_argument("--url", required=True, help="the NATS server")
+    parser.add_argument("--path", required=True, help="the DuckDB file")
+    parser.add_argument("--projector", default="main", help="it answers on query.<projector>")
+    parser.add_argument(
+        "--config", default="{}", help="JSON of the [projector] section, as in stratum.toml"
+    )
+    parser.add_argument(
+        "--with-parent", action="store_true", help="stop when the parent process is gone"
+    )
+    asked = parser.parse_args(arguments)
+    service.log_to_stderr(asked.projector)
+    config = msgspec.json.decode(asked.config, type=ProjectorConfig)
+
+    async def project(stop: anyio.Event) -> None:
+        async with connect(asked.url, name=f"projector-{asked.projector}") as bus:
+            await run(bus, asked.path, stop=stop, projector=asked.projector, config=config)
+
+    try:
+        anyio.run(lambda: service.run(project, with_parent=asked.with_parent))
+    except StratumError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
