@@ -14,7 +14,7 @@ import random
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from msgspec.structs import replace
 
@@ -106,15 +106,37 @@ class Run:
 
     # Steps.
 
+    @overload
     def step(
         self,
         name: str,
-        function: Callable[..., Awaitable[T] | T],
+        function: Callable[..., Awaitable[T]],
         *arguments: Any,
         retry: Retry | None = None,
         timeout_seconds: float | None = None,
         **keywords: Any,
-    ) -> Coroutine[Any, Any, T]:
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def step(
+        self,
+        name: str,
+        function: Callable[..., T],
+        *arguments: Any,
+        retry: Retry | None = None,
+        timeout_seconds: float | None = None,
+        **keywords: Any,
+    ) -> Coroutine[Any, Any, T]: ...
+
+    def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        retry: Retry | None = None,
+        timeout_seconds: float | None = None,
+        **keywords: Any,
+    ) -> Coroutine[Any, Any, Any]:
         """Do something once and journal what it returned.
 
         `function` may be async, or plain (it then runs in a thread). Where it has a parameter
