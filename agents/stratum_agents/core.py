@@ -35,7 +35,7 @@ class Cursor:
     def next(self) -> str:
         self._number += 1
         n = f"{self._prefix}{self._number}"
-        self._core.asked.add(n)
+        self._core.take(n)
         return n
 
 
@@ -76,12 +76,18 @@ class Core:
         self._buffer: list[tuple[str, Append]] = []
         self._new_versions: list[str] = []
         self.asked: set[str] = set()
+        self._to_be_asked = set(journal.decided)
 
     @property
     def bus(self) -> Bus:
         if self._bus is None:
             raise ReplayedToEnd("something outside the journal")
         return self._bus
+
+    def take(self, n: str) -> None:
+        """A call of the handler takes a position."""
+        self.asked.add(n)
+        self._to_be_asked.discard(n)
 
     def recorded(self, n: str, asked: str) -> Recorded | None:
         """What the journal holds for a position; raises JournalMismatch where it is another call.
@@ -158,8 +164,9 @@ class Core:
         """Commit an entry with the effects and versions buffered so far; see `Journal.append`."""
         taken, self._buffer = self._buffer, []
         versions, self._new_versions = self._new_versions, []
-        effects = [Effect(n, append.subject, append.event.type) for n, append in taken]
-        entry = replace(entry, effects=effects, versions=versions)
+        if taken or versions:
+            effects = [Effect(n, append.subject, append.event.type) for n, append in taken]
+            entry = replace(entry, effects=effects, versions=versions)
         if not self.journal.started:
             first = self._first
             entry = replace(
@@ -178,7 +185,7 @@ class Core:
     def version(self, name: str, since: datetime | None) -> bool:
         if name in self.journal.versions or name in self._new_versions:
             return True
-        if set(self.journal.decided) - self.asked:
+        if self._to_be_asked:
             return False  # it went past here without
         if since is not None and self.message.time < since:
             return False
@@ -202,11 +209,10 @@ class Core:
 
     def _decided_later(self, n: str) -> bool:
         """Whether the journal went on behind this position, in the same branch, without it."""
+        if not self._to_be_asked:
+            return False
         branch, number = _place(n)
-        return any(
-            other not in self.asked and _place(other)[0] == branch and _place(other)[1] > number
-            for other in self.journal.decided
-        )
+        return any(at == branch and later > number for at, later in map(_place, self._to_be_asked))
 
     def _mismatch(self, n: str, journaled: str, asked: str) -> JournalMismatch:
         advice = (

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from stratum_bus import subject
 from stratum_bus.bus import Bus
@@ -381,4 +381,6 @@ def _with_set(recorded: Recorded, sets: dict[str, Any]) -> Recorded:
 
 
 def _raw(entry: Entry) -> RawEntry:
-    return msgspec.json.decode(msgspec.json.encode(entry), type=RawEntry)
+    result = entry.result
+    raw = result if isinstance(result, Raw) else Raw(msgspec.json.encode(result))
+    return RawEntry(*astuple(replace(entry, result=raw)))

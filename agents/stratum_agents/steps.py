@@ -7,6 +7,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from time import perf_counter
 from typing import Any
 
 import anyio
@@ -50,15 +51,16 @@ async def step(
         await _backoff(core, n, failures[-1].entry.until)
     for attempt in range(len(failures) + 1, retry.max_attempts + 2):
         core.before_live(n)
-        started = anyio.current_time()
+        started = perf_counter()
         try:
-            with anyio.fail_after(timeout_seconds):
-                value = await _invoke(function, f"{core.journal.run}-{n}", arguments, keywords)
+            value = await _invoke(
+                function, f"{core.journal.run}-{n}", arguments, keywords, timeout_seconds
+            )
             result, packed = await pack(core.bus.connection, value, "$.result")
         except EncodeError:
             raise
         except Exception as error:
-            seconds = anyio.current_time() - started
+            seconds = perf_counter() - started
             final = attempt >= retry.max_attempts or isinstance(error, (Terminal, *retry.never))
             until = None if final else core.clock() + _delay(retry, attempt)
             entry = Entry(
@@ -73,7 +75,7 @@ async def step(
             value = await _as_read(core, result, packed, kind)
             entry = Entry(
                 n=n, name=asked, result=result, packed=packed, attempt=attempt,
-                seconds=anyio.current_time() - started,
+                seconds=perf_counter() - started,
             )  # fmt: skip
             await core.append(STEP_COMPLETED, entry, id=f"{core.journal.run}-{n}")
             return value
@@ -133,8 +135,15 @@ async def _as_read(core: Core, result: Raw, packed: bool, kind: Any) -> Any:
 
 
 async def _invoke(
-    function: Callable[..., Any], key: str, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    function: Callable[..., Any],
+    key: str,
+    arguments: tuple[Any, ...],
+    keywords: dict[str, Any],
+    timeout_seconds: float | None,
 ) -> Any:
+    if timeout_seconds is not None:
+        with anyio.fail_after(timeout_seconds):
+            return await _invoke(function, key, arguments, keywords, None)
     if _takes_key(function):
         keywords = {**keywords, "idempotency_key": key}
     if inspect.iscoroutinefunction(function):
