@@ -136,7 +136,7 @@ class _Follower:
         return ProjectorError(
             "stream",
             f"stream {STREAM} {what}: {self._store.path} was built from another one; "
-            "remove that file, and it is built anew from this stream",
+            "remove that file, and it is built anew",
         )
 
     async def follow(self) -> None:
