@@ -35,13 +35,15 @@ _READER_SETTINGS = {
 }
 _READS = {"SELECT", "EXPLAIN"}
 _ROWS_AT_ONCE = 65_536
-_DATA_ERRORS = (
-    duckdb.DataError,
-    duckdb.IntegrityError,
-    duckdb.InvalidInputException,
-    duckdb.InvalidTypeException,
-    duckdb.OutOfMemoryException,
+_SQL_ERRORS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
+_FILE_ERRORS = (
+    duckdb.OperationalError,
+    duckdb.FatalException,
+    duckdb.InternalError,
+    duckdb.InterruptException,
+    duckdb.PermissionException,
 )
+"""All others, and a lack of memory, are taken to be the fault of the data."""
 
 
 class StatementFailed(Exception):
@@ -148,13 +150,14 @@ class Store:
             pass  # no transaction is left: the error that ended it is already on its way
 
     def _translated(self, error: duckdb.Error) -> Exception:
-        if isinstance(error, _DATA_ERRORS):
-            return StatementFailed(
-                _sentence(error), memory=isinstance(error, duckdb.OutOfMemoryException)
-            )
-        if isinstance(error, duckdb.ProgrammingError):
-            return ProjectorError("projection", f"the SQL of a projection: {_sentence(error)}")
-        return ProjectorError("file", f"cannot write {self.path}: {_sentence(error)}")
+        text = _sentence(error)
+        if isinstance(error, duckdb.OutOfMemoryException):
+            return StatementFailed(text, memory=True)
+        if isinstance(error, _SQL_ERRORS):
+            return ProjectorError("projection", f"the SQL of a projection is wrong: {text}")
+        if isinstance(error, _FILE_ERRORS):
+            return ProjectorError("file", f"cannot write {self.path}: {text}")
+        return StatementFailed(text)
 
 
 @contextmanager
@@ -255,8 +258,7 @@ def _query_error(error: Exception) -> QueryError:
     text = _sentence(error)
     if isinstance(error, duckdb.PermissionException) or "read-only mode" in text:
         return QueryError("not_read_only", f"only reading the projections is allowed: {text}")
-    syntax = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
-    return QueryError("syntax" if isinstance(error, syntax) else "failed", text)
+    return QueryError("syntax" if isinstance(error, _SQL_ERRORS) else "failed", text)
 
 
 def _config(path: Path, memory_limit_mb: int = MEMORY_LIMIT_MB) -> dict[str, Any]:
