@@ -20,6 +20,7 @@ from msgspec import Meta, Struct
 from stratum_bus.errors import ConfigError, InvalidName
 from stratum_bus.settings import convert, join, shown
 from stratum_bus.subject import token
+from stratum_bus.thresholds import HealthConfig
 
 FILE = "stratum.toml"
 AT_LEAST_ONE = Meta(ge=1)
@@ -87,6 +88,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class _Sections(Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerConfig = ServerConfig()
     projector: ProjectorConfig = ProjectorConfig()
+    health: HealthConfig = HealthConfig()
     agents: dict[str, AgentConfig] = msgspec.field(default_factory=dict)
 
 
@@ -165,17 +167,21 @@ def _check_values(sections: _Sections, file: str) -> None:
         expected = "always, or an interval such as 1s or 500ms"
         got = shown(sections.server.sync)
         raise ConfigError("server.sync", expected, got, file=file) from error
+    for name in sections.health.agents:
+        _check_agent("health.agents", name, file)
     for name, agent in sections.agents.items():
-        try:
-            token(name, "agent name")
-        except InvalidName as error:
-            key = join("agents", name)
-            raise ConfigError(
-                key, f"an agent name ({error.rule})", shown(name), file=file
-            ) from error
+        _check_agent("agents", name, file)
         if not _CREATE.fullmatch(agent.create):
             expected = "module:callable, as in my_agents.research:create"
             raise ConfigError(f"agents.{name}.create", expected, shown(agent.create), file=file)
+
+
+def _check_agent(table: str, name: str, file: str) -> None:
+    try:
+        token(name, "agent name")
+    except InvalidName as error:
+        expected = f"an agent name ({error.rule})"
+        raise ConfigError(join(table, name), expected, shown(name), file=file) from error
 
 
 def _resolve(sections: _Sections, folder: Path, environ: Mapping[str, str]) -> Config:
@@ -190,6 +196,7 @@ def _resolve(sections: _Sections, folder: Path, environ: Mapping[str, str]) -> C
     return Config(
         server=msgspec.structs.replace(server, url=url, data_dir=str(data_dir)),
         projector=msgspec.structs.replace(projector, path=str(projection)),
+        health=sections.health,
         agents=sections.agents,
         folder=str(folder),
     )

@@ -31,7 +31,7 @@ threshold = 0.3
 """
 
 SERVER_KEYS = "one of url, port, data_dir, sync, max_store_bytes"
-SECTIONS = "one of server, projector, agents"
+SECTIONS = "one of server, projector, health, agents"
 SYNC = "always, or an interval such as 1s or 500ms"
 CREATE = "module:callable, as in my_agents.research:create"
 AGENT_KEYS = "one of create, instances, concurrency, max_attempts, ack_wait_seconds, settings"
@@ -73,6 +73,7 @@ def test_without_a_file_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.Mo
     assert (config.projector.batch_events, config.projector.batch_milliseconds) == (5000, 200)
     assert (config.projector.query_seconds, config.projector.query_rows) == (10, 1_000_000)
     assert config.agents == {}
+    assert (config.health.dead.seconds, config.health.poison.deaths) == (1.5, 3)
 
 
 def test_the_file_of_the_working_folder_is_found(
@@ -90,6 +91,22 @@ def test_relative_paths_are_taken_from_the_files_folder(tmp_path: Path) -> None:
     assert config.folder == str(tmp_path)
     assert config.agents["research"].instances == 2
     assert config.agents["research"].ack_wait_seconds == 30
+
+
+def test_thresholds_of_health_hold_for_all_agents_or_for_one(tmp_path: Path) -> None:
+    text = "[health.stuck]\nseconds = 60\n[health.agents.slow.stuck]\nseconds = 1800"
+    health = read(tmp_path, text).health
+    assert (health.of("quick").stuck.seconds, health.of("slow").stuck.seconds) == (60, 1800)
+    assert health.of("slow").blocked == health.blocked
+
+
+def test_thresholds_that_contradict_each_other_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"health.looping.*9 repeats do not fit among 3 calls"):
+        read(tmp_path, "[health.looping]\nrepeats = 9\namong = 3")
+    with pytest.raises(ConfigError, match=r"health.stream.*warning_ratio"):
+        read(tmp_path, "[health.stream]\nwarning_ratio = 0.99")
+    with pytest.raises(ConfigError, match=r'health.agents."a b": expected an agent name'):
+        read(tmp_path, '[health.agents."a b"]')
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
