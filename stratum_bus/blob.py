@@ -7,6 +7,7 @@ them a blob; the manifest comes last, so a blob is there whole or not at all.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from stratum_bus import event, subject
 from stratum_bus.errors import BlobError, WrongSequence
 from stratum_bus.jetstream import Connection, api_answer
+from stratum_bus.patience import patiently
 from stratum_bus.read import last
 from stratum_bus.tasks import task_group
 
@@ -22,6 +24,7 @@ CHUNK_BYTES = 512 * 1024
 MAX_BYTES = 64 * 1024 * 1024
 PREFIX = "blob:"
 
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HEADER = "Stratum-Blob"
 _AT_ONCE = 8
 _PUT_SECONDS = 10.0
@@ -39,9 +42,10 @@ def reference(digest: str) -> str:
 
 def digest_of(dataref: str) -> str:
     """The digest in a `dataref`; raises BlobError for one that refers to something else."""
-    if not dataref.startswith(PREFIX):
-        raise BlobError(f"dataref {dataref!r} is not of the form blob:<sha256>")
-    return dataref.removeprefix(PREFIX)
+    digest = dataref.removeprefix(PREFIX)
+    if not dataref.startswith(PREFIX) or not _DIGEST.fullmatch(digest):
+        raise BlobError(f"dataref {dataref[:80]!r} is not of the form blob:<sha256 in hex>")
+    return digest
 
 
 def if_large(data: Any, limit_bytes: int) -> bytes | None:
@@ -83,25 +87,58 @@ async def get(connection: Connection, digest: str) -> bytes:
         raise BlobError(f"there is no blob {digest}", digest=digest)
     if (message.headers or {}).get(_HEADER) != "manifest":
         return _verified(message.payload, digest)
+    content, chunks = b"", _chunks_in(message.payload, digest)
+    for at in range(0, len(chunks), _AT_ONCE):
+        content += b"".join(await _chunks(connection, chunks[at : at + _AT_ONCE], digest))
+        if len(content) > MAX_BYTES:
+            raise _damaged(digest, "its chunks have more than 64 MiB together")
+    return _verified(content, digest)
+
+
+def _chunks_in(manifest: bytes, digest: str) -> list[str]:
     try:
-        manifest = msgspec.json.decode(message.payload, type=_Manifest)
-    except msgspec.MsgspecError as error:
-        raise BlobError(f"the manifest of blob {digest} is damaged: {error}") from error
-    return _verified(b"".join([await get(connection, name) for name in manifest.chunks]), digest)
+        return msgspec.json.decode(manifest, type=_Manifest).chunks
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _damaged(digest, f"its manifest cannot be read: {error}") from error
+
+
+async def _chunks(connection: Connection, digests: list[str], whole: str) -> list[bytes]:
+    found: dict[str, bytes] = {}
+
+    async def fetch(digest: str) -> None:
+        if not _DIGEST.fullmatch(digest):
+            raise _damaged(whole, f"its manifest names {digest[:80]!r}, which is no digest")
+        message = await last(connection, STREAM, subject.blob(digest))
+        if message is None:
+            raise _damaged(whole, f"its chunk {digest} is missing")
+        found[digest] = message.payload
+
+    async with task_group() as tasks:
+        for digest in dict.fromkeys(digests):
+            tasks.start_soon(fetch, digest)
+    return [found[digest] for digest in digests]
 
 
 async def _store(connection: Connection, digest: str, payload: bytes, kind: str) -> None:
     to = subject.blob(digest)
     headers = {_HEADER: kind, "Nats-Expected-Last-Subject-Sequence": "0"}
-    reply = await connection.request(to, payload, headers, timeout_seconds=_PUT_SECONDS)
-    try:
-        api_answer(reply, to, 0)
-    except WrongSequence:
-        return  # stored before, under the digest of the same bytes
+
+    async def attempt() -> None:
+        reply = await connection.request(to, payload, headers, timeout_seconds=_PUT_SECONDS)
+        try:
+            api_answer(reply, to, 0)
+        except WrongSequence:
+            return  # stored before, under the digest of the same bytes
+
+    await patiently(connection, attempt)
 
 
 def _verified(content: bytes, digest: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
-        raise BlobError(f"blob {digest} is damaged: its bytes have the digest {found}")
+        raise _damaged(digest, f"its bytes have the digest {found}")
     return content
+
+
+def _damaged(digest: str, why: str) -> BlobError:
+    return BlobError(f"blob {digest} is damaged: {why}", digest=digest)

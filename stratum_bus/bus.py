@@ -11,14 +11,12 @@ from msgspec.structs import replace
 
 from stratum_bus import blob, jetstream, subject
 from stratum_bus import read as reading
+from stratum_bus.batch import PubAck
 from stratum_bus.event import Event, Raw, RawEvent
 from stratum_bus.jetstream import Connection
 from stratum_bus.message import Message
-from stratum_bus.publish import Append, PubAck, Publisher
+from stratum_bus.publish import INLINE_MAX, Append, Publisher
 from stratum_bus.tasks import task_group
-
-INLINE_MAX = 16 * 1024
-"""Data that is larger, in bytes of JSON, goes to BLOBS and is referred to by `dataref`."""
 
 
 class Bus:
@@ -26,7 +24,7 @@ class Bus:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._publisher = Publisher(connection)
+        self._publisher = Publisher(connection, self._inline_or_blob)
 
     async def publish(
         self, to: str, event: Event[Any], *, expected_sequence: int | None = None
@@ -35,12 +33,11 @@ class Bus:
 
         Errors as in `Publisher.commit`. The same event published again is not stored twice.
         """
-        append = await self._inline_or_blob(Append(to, event, expected_sequence))
-        return await self._publisher.publish(append)
+        return await self._publisher.publish(Append(to, event, expected_sequence))
 
     async def commit(self, appends: Sequence[Append]) -> list[PubAck]:
         """Store several events of the log, all or nothing; see `Publisher.commit`."""
-        return await self._publisher.commit([await self._inline_or_blob(a) for a in appends])
+        return await self._publisher.commit(appends)
 
     async def publish_many(self, appends: Iterable[Append] | AsyncIterable[Append]) -> int:
         """Store many events fast, each on its own: see `Publisher.publish_many`."""

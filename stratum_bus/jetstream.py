@@ -131,7 +131,7 @@ class Connection:
         # More than it takes, and the server ends the connection for good.
         size = len(payload)
         if size > self.max_payload - HEADERS_MAX:
-            size += _size_of(headers)
+            size += size_of(headers)
         if size > self.max_payload:
             raise TooLarge(subject, size, self.max_payload)
         if len(subject) + len(reply) > SUBJECT_MAX:
@@ -396,7 +396,7 @@ def _is_refusal(error: Exception | None) -> bool:
     return error is not None and "authorization" in str(error).lower()
 
 
-def _size_of(headers: Mapping[str, str] | None) -> int:
+def size_of(headers: Mapping[str, str] | None) -> int:
     """What headers take on the wire, in bytes."""
     if not headers:
         return 0

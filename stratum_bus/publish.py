@@ -13,29 +13,26 @@ fast-ingest batches, which sync each message, store 6k; without fsync both store
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
 from typing import Any
 
 import anyio
 import msgspec
 
 from stratum_bus import event, subject
-from stratum_bus.errors import (
-    BusError,
-    ConnectionLost,
-    NoAnswer,
-    Refused,
-    StorageFull,
-    StratumError,
-    TooLarge,
-    WrongSequence,
-)
+from stratum_bus.batch import ANSWER_SECONDS, PubAck, Sender, Wire, ack_of, to_wire
+from stratum_bus.errors import BusError, ConnectionLost, StratumError, TooLarge
 from stratum_bus.event import Event
 from stratum_bus.group_cost import GroupCost
-from stratum_bus.jetstream import Connection, Reply, api_answer
-from stratum_bus.read import DEDUPE_SECONDS, find_by_id, last
+from stratum_bus.jetstream import Connection, Reply, size_of
 from stratum_bus.tasks import task_group
 
 BATCH_MAX = 1000
@@ -43,13 +40,12 @@ BATCH_MAX_BYTES = 8 << 20
 BULK_BATCH = 1000
 BULK_IN_FLIGHT = 8
 
-ANSWER_SECONDS = 5.0
-RETRY_SECONDS = 0.1
+INLINE_MAX = 16 * 1024
+"""Data that is larger, in bytes of JSON, goes to BLOBS and is referred to by `dataref`."""
 
 _GROUPED = "LOG"
-_BATCH_INCOMPLETE, _BATCH_DUPLICATE = 10176, 10201
-_TOO_MANY_BATCHES = (10210, 10211, 10167)
-_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+_BATCH_HEADERS = 200
+"""More than the headers take that make a message part of a batch, in bytes."""
 
 
 class Append(msgspec.Struct, frozen=True):
@@ -63,25 +59,14 @@ class Append(msgspec.Struct, frozen=True):
     expected_sequence: int | None = None
 
 
-class PubAck(msgspec.Struct, frozen=True):
-    """The server has stored it, synced as its settings say. `duplicate`: it already had it."""
-
-    stream: str
-    sequence: int
-    duplicate: bool = False
-
-
-class _Wire(msgspec.Struct, frozen=True):
-    subject: str
-    payload: bytes
-    headers: dict[str, str]
-    expected: int | None
+Offload = Callable[[Append], Awaitable[Append]]
+"""Takes data that is too large for the log out of an append."""
 
 
 class _Unit(msgspec.Struct):
     """What is stored as a whole or not at all, and who waits for it."""
 
-    wires: list[_Wire]
+    wires: list[Wire]
     done: asyncio.Future[list[PubAck]]
     size: int
 
@@ -89,19 +74,21 @@ class _Unit(msgspec.Struct):
 class Publisher:
     """Writes for one connection; `run` must be running. Safe to use from any number of tasks."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, offload: Offload) -> None:
         self._connection = connection
+        self._offload = offload
+        self._sender = Sender(connection)
+        self._closed = False
         self._waiting: deque[_Unit] = deque()
         self._work = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._sending = asyncio.Lock()
         self._cost = GroupCost()
 
     async def publish(self, append: Append) -> PubAck:
         """Store one event. Raises what `commit` raises."""
         if subject.stream_of(append.subject) != _GROUPED:
-            return (await self._settle([self._wire(append)]))[0]
-        return (await self._store([self._wire(append)]))[0]
+            return (await self._sender.settle([await self._wire(append)]))[0]
+        return (await self._store([await self._wire(append)]))[0]
 
     async def commit(self, appends: Sequence[Append]) -> list[PubAck]:
         """Store several events of LOG, all or nothing, one behind the other.
@@ -118,7 +105,10 @@ class Publisher:
         for append in appends:
             if subject.stream_of(append.subject) != _GROUPED:
                 raise ValueError(f"{append.subject} is not of stream {_GROUPED}: no atomic commit")
-        return await self._store([self._wire(append) for append in appends])
+        wires = [await self._wire(append) for append in appends]
+        if len({wire.id for wire in wires}) < len(wires):
+            raise ValueError("two events of a commit have the same id; make an event for each")
+        return await self._store(wires)
 
     async def publish_many(self, appends: Iterable[Append] | AsyncIterable[Append]) -> int:
         """Store many events of LOG, each on its own, and return how many were taken.
@@ -130,14 +120,15 @@ class Publisher:
         taken = 0
         slots = asyncio.Semaphore(BULK_IN_FLIGHT)
 
-        async def store(wires: list[_Wire]) -> None:
+        async def store(wires: list[Wire]) -> None:
             try:
                 await self._bulk(wires)
             finally:
                 slots.release()
 
         async with task_group() as tasks:
-            async for wires in _chunks(self._wire(a) async for a in _each(appends)):
+            async for chunk in _chunks(_each(appends)):
+                wires = [await self._wire(append) for append in chunk]
                 await slots.acquire()
                 tasks.start_soon(store, wires)
                 taken += len(wires)
@@ -156,25 +147,30 @@ class Publisher:
                 if not self._waiting:
                     self._work.clear()
         finally:
+            self._closed = True
             _fail(self._waiting)
 
-    def _wire(self, append: Append) -> _Wire:
+    async def _wire(self, append: Append) -> Wire:
+        to = subject.writable(append.subject)
         payload = event.encode(append.event)
-        if len(payload) > self._connection.max_payload:
-            raise TooLarge(append.subject, len(payload), self._connection.max_payload)
+        if len(payload) > INLINE_MAX:
+            append = await self._offload(append)
+            payload = event.encode(append.event)
         headers = event.headers_of(append.event)
-        if append.expected_sequence is not None:
-            headers[_EXPECTED] = str(append.expected_sequence)
-        return _Wire(append.subject, payload, headers, append.expected_sequence)
+        # Before anything is sent: half a batch would stay open at the server for a while.
+        size, limit = len(payload) + size_of(headers) + _BATCH_HEADERS, self._connection.max_payload
+        if size > limit:
+            raise TooLarge(to, size, limit)
+        return to_wire(to, payload, headers, append.expected_sequence)
 
-    async def _store(self, wires: list[_Wire]) -> list[PubAck]:
-        if self._turn.locked() or self._waiting:
+    async def _store(self, wires: list[Wire]) -> list[PubAck]:
+        if not self._closed and (self._turn.locked() or self._waiting):
             return await self._enqueue(wires)
         # Nobody is there to share with: the way through the queue would only cost time.
         async with self._turn:
-            return await self._settle(wires)
+            return await self._sender.settle(wires)
 
-    async def _enqueue(self, wires: list[_Wire]) -> list[PubAck]:
+    async def _enqueue(self, wires: list[Wire]) -> list[PubAck]:
         future: asyncio.Future[list[PubAck]] = asyncio.get_running_loop().create_future()
         unit = _Unit(wires, future, sum(len(wire.payload) + 200 for wire in wires))
         self._waiting.append(unit)
@@ -192,7 +188,7 @@ class Publisher:
         count = size = 0
         while self._waiting:
             unit = self._waiting.popleft()
-            own = {wire.headers[event.HEADER_ID] for wire in unit.wires}
+            own = {wire.id for wire in unit.wires}
             clash = bool(own & ids) or any(
                 wire.subject in fenced or (wire.expected is not None and wire.subject in plain)
                 for wire in unit.wires
@@ -232,7 +228,7 @@ class Publisher:
             return False
         start = anyio.current_time()
         try:
-            acks = await self._batch(wires)
+            acks = await self._sender.send(wires)
         except BusError:
             return False
         self._cost.batch_took(anyio.current_time() - start, len(wires))
@@ -258,7 +254,7 @@ class Publisher:
             for unit, _, answer in sent:
                 wire = unit.wires[0]
                 message = await connection.answer(answer, wire.subject, ANSWER_SECONDS)
-                unit.done.set_result([_ack(message, wire)])
+                unit.done.set_result([ack_of(message, wire)])
             if sent:
                 self._cost.appends_took(anyio.current_time() - start, len(sent))
         except BusError:
@@ -270,7 +266,7 @@ class Publisher:
 
     async def _send_unit(self, unit: _Unit) -> None:
         try:
-            acks = await self._settle(unit.wires)
+            acks = await self._sender.settle(unit.wires)
         except StratumError as error:
             if not unit.done.done():
                 unit.done.set_exception(error)
@@ -279,113 +275,17 @@ class Publisher:
             if not unit.done.done():
                 unit.done.set_result(acks)
 
-    async def _settle(self, wires: list[_Wire]) -> list[PubAck]:
-        """Send until the outcome is known or the connection's patience is over."""
-        give_up = anyio.current_time() + self._connection.patience_seconds
-        unanswered = 0
-        while True:
-            try:
-                if len(wires) == 1:
-                    return [await self._single(wires[0])]
-                return await self._batch(wires)
-            except (ConnectionLost, NoAnswer) as error:
-                # A time-out gets one more try in any case: the id makes it safe.
-                unanswered += isinstance(error, NoAnswer)
-                left = give_up - anyio.current_time()
-                if left <= 0 and (unanswered != 1 or isinstance(error, ConnectionLost)):
-                    raise
-                await self._connection.wait_connected(max(left, ANSWER_SECONDS))
-            except Refused as error:
-                if error.code == _BATCH_DUPLICATE and (acks := await self._already(wires)):
-                    return acks
-                if error.code not in (_BATCH_INCOMPLETE, *_TOO_MANY_BATCHES):
-                    raise
-                if anyio.current_time() > give_up + ANSWER_SECONDS:
-                    raise
-            except WrongSequence:
-                if acks := await self._already(wires):
-                    return acks
-                raise
-            await anyio.sleep(RETRY_SECONDS)
-
-    async def _bulk(self, wires: list[_Wire]) -> None:
+    async def _bulk(self, wires: list[Wire]) -> None:
         try:
             if len(wires) > 1:
-                await self._batch(wires)
+                await self._sender.send(wires)
                 return
         except BusError:
             pass  # one of them is a duplicate or refused: each for itself
         for start in range(0, len(wires), BULK_BATCH // 10):
             async with task_group() as tasks:
                 for wire in wires[start : start + BULK_BATCH // 10]:
-                    tasks.start_soon(self._settle, [wire])
-
-    async def _already(self, wires: list[_Wire]) -> list[PubAck]:
-        """The acks of a unit that turns out to be stored already, under these very ids."""
-        tail = wires[-1]
-        wanted = tail.headers[event.HEADER_ID]
-        if tail.expected is not None:
-            found = await last(self._connection, _GROUPED, tail.subject)
-            if found is not None and found.id != wanted:
-                found = None
-        else:
-            found = await find_by_id(
-                self._connection, _GROUPED, tail.subject, wanted, DEDUPE_SECONDS
-            )
-        if found is None:
-            return []
-        first = found.sequence - len(wires) + 1
-        return [PubAck(found.stream, first + i, True) for i in range(len(wires))]
-
-    async def _single(self, wire: _Wire) -> PubAck:
-        reply = await self._connection.request(
-            wire.subject, wire.payload, wire.headers, timeout_seconds=ANSWER_SECONDS
-        )
-        return _ack(reply, wire)
-
-    async def _batch(self, wires: list[_Wire]) -> list[PubAck]:
-        """One atomic batch (ADR-50). Only the first and the last message are answered."""
-        connection, batch = self._connection, uuid.uuid4().hex
-        opened_to, opened = connection.expect(wires[0].subject)
-        commit_to, committed = connection.expect(wires[-1].subject)
-        try:
-            async with self._sending:
-                for number, wire in enumerate(wires, 1):
-                    headers = {
-                        **wire.headers,
-                        "Nats-Batch-Id": batch,
-                        "Nats-Batch-Sequence": str(number),
-                    }
-                    reply = opened_to if number == 1 else ""
-                    if number == len(wires):
-                        headers["Nats-Batch-Commit"] = "1"
-                        reply = commit_to
-                    await connection.send(wire.subject, wire.payload, headers, reply)
-            answer = await self._batch_answer(wires, opened, committed)
-        finally:
-            connection.forget(opened_to)
-            connection.forget(commit_to)
-        first = answer["seq"] - answer["count"] + 1
-        return [PubAck(answer["stream"], first + i) for i in range(len(wires))]
-
-    async def _batch_answer(
-        self,
-        wires: list[_Wire],
-        opened: asyncio.Future[Reply],
-        committed: asyncio.Future[Reply],
-    ) -> dict[str, Any]:
-        head, tail = wires[0].subject, wires[-1].subject
-        expected = next((wire.expected for wire in wires if wire.expected is not None), None)
-        reply = await self._connection.answer(committed, tail, ANSWER_SECONDS)
-        try:
-            return api_answer(reply, tail, expected)
-        except StorageFull:
-            raise
-        except BusError:
-            # Where the batch could not even be opened, the first answer has the cause.
-            if opened.done() and (first := opened.result()).payload:
-                api_answer(first, head, expected)
-            raise
+                    tasks.start_soon(self._sender.settle, [wire])
 
 
 def _fail(units: Iterable[_Unit]) -> None:
@@ -393,11 +293,6 @@ def _fail(units: Iterable[_Unit]) -> None:
         if not unit.done.done():
             unit.done.set_exception(ConnectionLost("the connection was closed"))
             unit.done.exception()
-
-
-def _ack(reply: Reply, wire: _Wire) -> PubAck:
-    answer = api_answer(reply, wire.subject, wire.expected)
-    return PubAck(answer["stream"], answer["seq"], answer.get("duplicate", False))
 
 
 async def _each(appends: Iterable[Append] | AsyncIterable[Append]) -> AsyncIterator[Append]:
@@ -409,12 +304,12 @@ async def _each(appends: Iterable[Append] | AsyncIterable[Append]) -> AsyncItera
             yield append
 
 
-async def _chunks(wires: AsyncIterable[_Wire]) -> AsyncIterator[list[_Wire]]:
-    chunk: list[_Wire] = []
-    async for wire in wires:
-        if subject.stream_of(wire.subject) != _GROUPED:
-            raise ValueError(f"{wire.subject} is not of stream {_GROUPED}: no bulk publishing")
-        chunk.append(wire)
+async def _chunks(appends: AsyncIterable[Append]) -> AsyncIterator[list[Append]]:
+    chunk: list[Append] = []
+    async for append in appends:
+        if subject.stream_of(append.subject) != _GROUPED:
+            raise ValueError(f"{append.subject} is not of stream {_GROUPED}: no bulk publishing")
+        chunk.append(append)
         if len(chunk) == BULK_BATCH:
             yield chunk
             chunk = []

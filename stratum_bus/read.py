@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -261,16 +261,17 @@ async def next_after(
     return await _direct(connection, stream, {"seq": sequence + 1, "next_by_subj": subject})
 
 
-async def find_by_id(
-    connection: Connection, stream: str, subject: str, id: str, seconds: float
-) -> Message | None:
-    """The message of a subject that has the id, among those of the last `seconds`."""
-    start = datetime.now(UTC) - timedelta(seconds=seconds)
-    async with read(connection, stream, filters=[subject], start=start) as reader:
+async def find_by_ids(
+    connection: Connection, stream: str, subjects: Sequence[str], ids: Collection[str]
+) -> dict[str, int]:
+    """The sequences of those messages that the server still knows as duplicates, by their ids."""
+    found: dict[str, int] = {}
+    start = datetime.now(UTC) - timedelta(seconds=DEDUPE_SECONDS)
+    async with read(connection, stream, filters=subjects, start=start) as reader:
         async for message in reader:
-            if message.id == id:
-                return message
-    return None
+            if message.id in ids:
+                found[message.id] = message.sequence
+    return found
 
 
 async def _direct(

@@ -8,11 +8,11 @@ import anyio
 import pytest
 
 from stratum_bus import subject
+from stratum_bus.batch import PubAck
 from stratum_bus.bus import Bus, connect
 from stratum_bus.errors import ConnectionLost, WrongSequence
 from stratum_bus.event import new
 from stratum_bus.group_cost import GroupCost
-from stratum_bus.publish import PubAck
 
 
 def _settled(append_seconds: float, batch_seconds: float) -> GroupCost:
