@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 import msgspec
+from anyio import to_thread
 
 from stratum_bus import event, subject
 from stratum_bus.errors import BlobError, WrongSequence
@@ -64,12 +65,15 @@ async def put(connection: Connection, content: bytes) -> str:
             f"the value has {len(content):,} bytes, a blob may have {MAX_BYTES:,} (64 MiB): "
             "split it, or keep it in an object store and send its address"
         )
-    digest = hashlib.sha256(content).hexdigest()
     if len(content) <= CHUNK_BYTES:
+        digest = _digest(content)
         await _store(connection, digest, content, "content")
         return digest
     chunks = [content[i : i + CHUNK_BYTES] for i in range(0, len(content), CHUNK_BYTES)]
-    names = [hashlib.sha256(chunk).hexdigest() for chunk in chunks]
+    # Half a second for the largest: not in the event loop.
+    digest, names = await to_thread.run_sync(
+        lambda: (_digest(content), [_digest(c) for c in chunks])
+    )
     for at in range(0, len(chunks), _AT_ONCE):
         part = zip(names[at : at + _AT_ONCE], chunks[at : at + _AT_ONCE], strict=True)
         async with task_group() as tasks:
@@ -87,12 +91,15 @@ async def get(connection: Connection, digest: str) -> bytes:
         raise BlobError(f"there is no blob {digest}", digest=digest)
     if (message.headers or {}).get(_HEADER) != "manifest":
         return _verified(message.payload, digest)
-    content, chunks = b"", _chunks_in(message.payload, digest)
-    for at in range(0, len(chunks), _AT_ONCE):
-        content += b"".join(await _chunks(connection, chunks[at : at + _AT_ONCE], digest))
-        if len(content) > MAX_BYTES:
+    names = _chunks_in(message.payload, digest)
+    chunks: list[bytes] = []
+    size = 0
+    for at in range(0, len(names), _AT_ONCE):
+        chunks += await _chunks(connection, names[at : at + _AT_ONCE], digest)
+        size += sum(len(chunk) for chunk in chunks[at:])
+        if size > MAX_BYTES:
             raise _damaged(digest, "its chunks have more than 64 MiB together")
-    return _verified(content, digest)
+    return await to_thread.run_sync(lambda: _verified(b"".join(chunks), digest))
 
 
 def _chunks_in(manifest: bytes, digest: str) -> list[str]:
@@ -133,8 +140,12 @@ async def _store(connection: Connection, digest: str, payload: bytes, kind: str)
     await patiently(connection, attempt)
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def _verified(content: bytes, digest: str) -> bytes:
-    found = hashlib.sha256(content).hexdigest()
+    found = _digest(content)
     if found != digest:
         raise _damaged(digest, f"its bytes have the digest {found}")
     return content
