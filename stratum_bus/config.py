@@ -70,6 +70,23 @@ class ProjectorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     query_rows: Annotated[int, AT_LEAST_ONE] = 1_000_000
 
 
+class LakeConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[lake]`: the stored events as Parquet files in the folder `path`; without it there is none.
+
+    A file is closed at `segment_events` events or after `segment_seconds`, whichever comes first.
+    `keep_hot_days` is how many whole days before the latest stay in the DuckDB file's `events`;
+    without it all do. `delta` is the folder of a Delta table with the same rows, which needs the
+    extra `stratum-bus[delta]`.
+    """
+
+    path: str = ""
+    streams: tuple[Annotated[str, Meta(min_length=1)], ...] = ("LOG",)
+    segment_events: Annotated[int, AT_LEAST_ONE] = 100_000
+    segment_seconds: Annotated[float, MORE_THAN_ZERO] = 60.0
+    keep_hot_days: Annotated[int, AT_LEAST_ONE] | None = None
+    delta: str = ""
+
+
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[agents.<name>]`: `create` is `module:callable`, which takes the settings Struct.
 
@@ -88,6 +105,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class _Sections(Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerConfig = ServerConfig()
     projector: ProjectorConfig = ProjectorConfig()
+    lake: LakeConfig = LakeConfig()
     health: HealthConfig = HealthConfig()
     agents: dict[str, AgentConfig] = msgspec.field(default_factory=dict)
 
@@ -192,10 +210,16 @@ def _resolve(sections: _Sections, folder: Path, environ: Mapping[str, str]) -> C
     projection = data_dir / "projection.duckdb"
     if projector.path:
         projection = folder / Path(projector.path).expanduser()
+    lake = {
+        key: str(folder / Path(value).expanduser())
+        for key in ("path", "delta")
+        if (value := getattr(sections.lake, key))
+    }
     url = environ.get("STRATUM_NATS_URL") or server.url
     return Config(
         server=msgspec.structs.replace(server, url=url, data_dir=str(data_dir)),
         projector=msgspec.structs.replace(projector, path=str(projection)),
+        lake=msgspec.structs.replace(sections.lake, **lake),
         health=sections.health,
         agents=sections.agents,
         folder=str(folder),

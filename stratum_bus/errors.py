@@ -22,6 +22,7 @@ StratumError
 ├── StreamDrift             a stream differs from its declaration and may not be changed
 ├── BlobError               a blob that is missing, damaged or too large
 ├── ProjectorError          the projector cannot go on: its file, its fence, its stream
+├── LakeError               the lake of Parquet files: its folder, a file, its stream
 └── QueryError              a query that was refused, timed out or failed
 
 Only `jetstream.py` sees the client library's errors and turns them into these.
@@ -216,6 +217,20 @@ class ProjectorError(StratumError):
     Reasons: `locked` (another process has the file), `file` (it cannot be opened or written),
     `fenced` (a later projector took over), `stream` (deleted, made anew or cut short), `projection`
     (its SQL is wrong).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class LakeError(StratumError):
+    """The lake cannot be written or read; `reason` is a stable word.
+
+    Reasons: `locked` (another process exports to it or compacts it), `folder` (it cannot be read
+    or written), `damaged` (a file that is no segment, or a damaged one), `stream` (it holds another
+    stream of that name), `missing` (a range that it does not hold), `extra` (deltalake is not
+    installed).
     """
 
     def __init__(self, reason: str, message: str) -> None:

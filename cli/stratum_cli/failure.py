@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from stratum_bus import errors
-from stratum_bus.errors import QueryError, StratumError
+from stratum_bus.errors import LakeError, QueryError, StratumError
 
 OK, FAILED, USAGE, NOT_FOUND, NO_SERVER, REFUSED, TIMEOUT = range(7)
 INTERRUPTED, OUTPUT_CLOSED = 130, 141
@@ -75,6 +75,8 @@ _QUERY_CODES = {
     "locked": REFUSED,
 }
 
+_LAKE_CODES = {"locked": REFUSED, "stream": REFUSED, "missing": NOT_FOUND}
+
 TyperError: type[Exception] = typer.BadParameter.__mro__[2]
 """What typer raises for a wrong command line; it does not name the class itself."""
 
@@ -83,6 +85,8 @@ def exit_code(error: BaseException) -> int:
     """The exit code of an error; FAILED where the table does not name it."""
     if isinstance(error, QueryError):
         return _QUERY_CODES.get(error.reason, FAILED)
+    if isinstance(error, LakeError):
+        return _LAKE_CODES.get(error.reason, FAILED)
     return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
 
 
