@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from stratum_bus import subject
 from stratum_bus.bus import Bus
-from stratum_bus.errors import BlobError, InvalidEvent, NotFound
+from stratum_bus.errors import BlobError, InvalidEvent, InvalidName, NotFound
 from stratum_bus.event import Event, RawEvent, agent_source, new, typed, uuid7
 from stratum_bus.message import Message
 from stratum_bus.publish import Append
@@ -125,8 +125,8 @@ def retracted(
 class Notes:
     """The fold: feed it the messages of a memory log in order.
 
-    `applied` is the last sequence it has seen. An event that is no memory event, or refers to a
-    note that is not there, changes nothing (the projector quarantines what cannot be read).
+    `applied` is the last sequence it has seen. An event that is no memory event, stands outside
+    `memory.<agent>.<kind>`, or refers to a note that is not there, changes nothing (the projector quarantines what cannot be read).
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class Notes:
                 return self._revised(message, typed(event, Revised))
             if event.type == RETRACTED:
                 return self._retracted(message, typed(event, Retracted))
-        except InvalidEvent:
+        except (InvalidEvent, InvalidName):
             pass
         return None
 
