@@ -202,7 +202,8 @@ def read(
 def typed(event: RawEvent, cls: type[D]) -> Event[D]:
     """The event with its data as `cls`, brought up to the newest version of its type.
 
-    For `msgspec.Raw` the data stays as it was written. Raises InvalidEvent("data") that says where the data does not fit.
+    For `msgspec.Raw` the data stays as it was written. Raises InvalidEvent("data") that says where
+    the data does not fit.
     """
     raw = event.data
     untyped: Event[Any] = event

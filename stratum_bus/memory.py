@@ -126,7 +126,8 @@ class Notes:
     """The fold: feed it the messages of a memory log in order.
 
     `applied` is the last sequence it has seen. An event that is no memory event, stands outside
-    `memory.<agent>.<kind>`, or refers to a note that is not there, changes nothing (the projector quarantines what cannot be read).
+    `memory.<agent>.<kind>`, or refers to a note that is not there, changes nothing (the projector
+    quarantines what cannot be read).
     """
 
     def __init__(self) -> None:
