@@ -20,9 +20,13 @@ from msgspec import Meta, Struct
 from stratum_bus.errors import ConfigError, InvalidName
 from stratum_bus.settings import convert, join, shown
 from stratum_bus.subject import token
+from stratum_bus.supervision import SupervisorConfig
 from stratum_bus.thresholds import HealthConfig
 
 FILE = "stratum.toml"
+RESERVED = ("projector", "health", "supervisor")
+"""What agents are not called: the names by which these parts beat and are commanded."""
+
 AT_LEAST_ONE = Meta(ge=1)
 MORE_THAN_ZERO = Meta(gt=0)
 
@@ -88,17 +92,22 @@ class LakeConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[agents.<name>]`: `create` is `module:callable`, which takes the settings Struct.
+    """`[agents.<name>]`: an agent in Python, or any program that takes part as one.
 
+    `create` is `module:callable`, which takes the settings Struct; `command` is a command line that
+    finds STRATUM_NATS_URL, STRATUM_AGENT and STRATUM_INSTANCE in its environment and is run in the
+    file's folder. `grace_seconds` is how long it may take to stop. The rest is for `create` alone:
     `concurrency` counts deliveries handled at once by one instance, `max_attempts` those of one
     message before it becomes a dead letter.
     """
 
-    create: str
+    create: str = ""
+    command: list[str] = []
     instances: Annotated[int, AT_LEAST_ONE] = 1
     concurrency: Annotated[int, AT_LEAST_ONE] = 16
     max_attempts: Annotated[int, AT_LEAST_ONE] = 5
     ack_wait_seconds: Annotated[float, MORE_THAN_ZERO] = 30.0
+    grace_seconds: Annotated[float, MORE_THAN_ZERO] = 10.0
     settings: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
@@ -107,6 +116,7 @@ class _Sections(Struct, frozen=True, forbid_unknown_fields=True):
     projector: ProjectorConfig = ProjectorConfig()
     lake: LakeConfig = LakeConfig()
     health: HealthConfig = HealthConfig()
+    supervisor: SupervisorConfig = SupervisorConfig()
     agents: dict[str, AgentConfig] = msgspec.field(default_factory=dict)
 
 
@@ -186,20 +196,35 @@ def _check_values(sections: _Sections, file: str) -> None:
         got = shown(sections.server.sync)
         raise ConfigError("server.sync", expected, got, file=file) from error
     for name in sections.health.agents:
-        _check_agent("health.agents", name, file)
+        _check_name(name, join("health.agents", name), "agent name", file)
+    for key in ("name", "human"):
+        _check_name(getattr(sections.supervisor, key), f"supervisor.{key}", "name", file)
     for name, agent in sections.agents.items():
-        _check_agent("agents", name, file)
-        if not _CREATE.fullmatch(agent.create):
-            expected = "module:callable, as in my_agents.research:create"
-            raise ConfigError(f"agents.{name}.create", expected, shown(agent.create), file=file)
+        _check_name(name, join("agents", name), "agent name", file)
+        _check_agent(agent, f"agents.{name}", name, file)
 
 
-def _check_agent(table: str, name: str, file: str) -> None:
+def _check_agent(agent: AgentConfig, key: str, name: str, file: str) -> None:
+    if name in RESERVED:
+        raise ConfigError(key, "another name: this one is Stratum's own", shown(name), file=file)
+    if bool(agent.create) == bool(agent.command):
+        expected = "either create (a callable in Python) or command (a command line)"
+        raise ConfigError(key, expected, "both" if agent.create else "none", file=file)
+    if agent.create and not _CREATE.fullmatch(agent.create):
+        expected = "module:callable, as in my_agents.research:create"
+        raise ConfigError(f"{key}.create", expected, shown(agent.create), file=file)
+    if agent.command and agent.settings:
+        expected = "no settings beside a command: only Python's create takes them"
+        raise ConfigError(f"{key}.settings", expected, "a table", file=file)
+
+
+def _check_name(name: str, key: str, what: str, file: str) -> None:
     try:
-        token(name, "agent name")
+        token(name, what)
     except InvalidName as error:
-        expected = f"an agent name ({error.rule})"
-        raise ConfigError(join(table, name), expected, shown(name), file=file) from error
+        article = "an" if what[0] in "aeiou" else "a"
+        expected = f"{article} {what} ({error.rule})"
+        raise ConfigError(key, expected, shown(name), file=file) from error
 
 
 def _resolve(sections: _Sections, folder: Path, environ: Mapping[str, str]) -> Config:
@@ -221,6 +246,7 @@ def _resolve(sections: _Sections, folder: Path, environ: Mapping[str, str]) -> C
         projector=msgspec.structs.replace(projector, path=str(projection)),
         lake=msgspec.structs.replace(sections.lake, **lake),
         health=sections.health,
+        supervisor=sections.supervisor,
         agents=sections.agents,
         folder=str(folder),
     )

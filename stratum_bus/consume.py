@@ -27,6 +27,7 @@ from stratum_bus.errors import (
     StorageFull,
 )
 from stratum_bus.event import RawEvent
+from stratum_bus.hand import Hand
 from stratum_bus.handover import Presence, reclaim
 from stratum_bus.jetstream import Reply
 from stratum_bus.message import Message, delivered, from_delivery
@@ -131,6 +132,7 @@ async def consume(
     ack_wait_seconds: float = 30.0,
     retry: Retry | None = None,
     grace_seconds: float = 10.0,
+    hand: Hand | None = None,
 ) -> None:
     """Handle what the agent receives (or what `filters` say), up to `concurrency` events at
     once, until `stop` is set.
@@ -139,8 +141,8 @@ async def consume(
     and given back. Events in hand are held by telling the server every third of
     `ack_wait_seconds` that they are worked on; a process that dies or blocks stops saying so.
     What an instance that is gone had in hand is taken over at the start, where this is the only
-    one, else when `ack_wait_seconds` are over. A lost server is waited for. Raises NotFound or
-    PermissionDenied where the stream is not there for this user.
+    one, else when `ack_wait_seconds` are over. `hand` is told what is in hand. A lost server is
+    waited for. Raises NotFound or PermissionDenied where the stream is not there for this user.
     """
     wanted = subject.inbox_filters(agent, follows) if filters is None else list(filters)
 
@@ -152,7 +154,7 @@ async def consume(
             await reclaim(bus, stream, agent, wanted)
 
     await _waiting_for_server(bus, ensure)
-    worker = _Worker(bus, agent, handler, retry or Retry(), concurrency, stream)
+    worker = _Worker(bus, agent, handler, retry or Retry(), concurrency, stream, hand or Hand())
     async with Presence(bus, stream, agent).announced() as presence, task_group() as tasks:
         await _waiting_for_server(bus, take_over)
         presence.working()
@@ -183,6 +185,7 @@ class _Worker:
         retry: Retry,
         concurrency: int,
         stream: str,
+        hand: Hand,
     ) -> None:
         self._bus = bus
         self._agent = agent
@@ -190,6 +193,7 @@ class _Worker:
         self._retry = retry
         self._concurrency = concurrency
         self._stream = stream
+        self._hand = hand
         self._waiting = 0
         self._in_hand: dict[str, Reply] = {}
         self._arrivals, self._queue = anyio.create_memory_object_stream[Reply](float("inf"))
@@ -210,16 +214,23 @@ class _Worker:
                 fetching.cancel_scope.cancel()
             # What arrived while the subscription was drained is given back at once.
             while self._waiting:
-                await self._settle(self._queue_nowait(), b"-NAK")
+                await self._give_back(self._queue_nowait())
             await self._arrivals.aclose()
             handlers.cancel_scope.deadline = anyio.current_time() + grace_seconds
         self._queue.close()
         for reply in list(self._in_hand.values()):
             log.warning("%s: gave back %s, its time to finish was over", self._agent, reply.subject)
             with anyio.CancelScope(shield=True):
-                await self._settle(reply, b"-NAK")
+                await self._give_back(reply)
+
+    async def _give_back(self, reply: Reply) -> None:
+        await self._settle(reply, b"-NAK")
+        at = delivered(reply.reply)
+        self._hand.drop(at.stream, at.stream_sequence, settled=False)
 
     def _arrive(self, reply: Reply) -> None:
+        at = delivered(reply.reply)
+        self._hand.take(at.stream, at.stream_sequence, reply.subject, at.deliveries, at.pending)
         self._waiting += 1
         self._arrivals.send_nowait(reply)
 
@@ -266,7 +277,9 @@ class _Worker:
                 at = delivered(reply.reply)
                 message = from_delivery(reply, at)
                 outcome = await self._outcome(message, at.deliveries)
-                await self._settle(reply, await self._verdict(message, at.deliveries, outcome))
+                verdict = await self._verdict(message, at.deliveries, outcome)
+                await self._settle(reply, verdict)
+                self._hand.drop(at.stream, at.stream_sequence, settled=verdict[:1] == b"+")
                 return
             except LOST_SERVER as error:
                 log.info("%s: %s waits: %s", self._agent, reply.subject, error)

@@ -36,8 +36,9 @@ async def run(main: Main, *, with_parent: bool = False) -> None:
 def log_to_stderr(name: str, level: int = logging.INFO) -> None:
     """One line a fact on stderr, with the time and the part that says it."""
     logging.basicConfig(
-        stream=sys.stderr, level=level, format=f"%(asctime)s {name} %(message)s", datefmt="%H:%M:%S"
-    )
+        stream=sys.stderr, level=level, format=f"%(asctime)s {name} %(message)s",
+        datefmt="%H:%M:%S", force=True,
+    )  # fmt: skip
     logging.getLogger("nats").setLevel(logging.CRITICAL)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
+from collections.abc import Collection
 
 import anyio
 import msgspec
@@ -19,6 +21,7 @@ from stratum_agents import inputs
 from stratum_agents.agent import Agent, Handler
 from stratum_agents.conduct import conduct, park
 from stratum_agents.core import Clock, Core, utc_now
+from stratum_agents.gate import Gate
 from stratum_agents.journal import (
     RESUMED,
     Damaged,
@@ -33,6 +36,7 @@ from stratum_bus import subject, timer
 from stratum_bus.bus import Bus
 from stratum_bus.consume import Delivery, Done, Leave, Outcome, Reject, Retry, consume
 from stratum_bus.event import uuid7
+from stratum_bus.hand import Hand
 from stratum_bus.tasks import task_group
 
 log = logging.getLogger("stratum.worker")
@@ -50,16 +54,24 @@ async def work(
     ack_wait_seconds: float = 30.0,
     retry: Retry | None = None,
     grace_seconds: float = 10.0,
+    instance: str = "",
+    hand: Hand | None = None,
+    suspects: Collection[str] = (),
 ) -> None:
-    """Run one instance of `agent` until `stop` is set; see `consume` for what is promised."""
-    worker = Worker(bus, agent, retry or Retry())
+    """Run one instance of `agent` until `stop` is set; see `consume` for what is promised.
+
+    `hand` is told what is in hand. `suspects` (messages as `<stream>-<sequence>`) are handled
+    alone.
+    """
+    hand = hand or Hand()
+    worker = Worker(bus, agent, retry or Retry(), instance=instance, hand=hand, gate=Gate(suspects))
     at_once = min(concurrency or agent.concurrency, agent.concurrency)
 
     async def take(stream: str, filters: list[str]) -> None:
         await consume(
             bus, agent.name, worker.handle, stop=stop, stream=stream, filters=filters,
             concurrency=at_once, ack_wait_seconds=ack_wait_seconds, retry=retry,
-            grace_seconds=grace_seconds,
+            grace_seconds=grace_seconds, hand=hand,
         )  # fmt: skip
 
     for name, every in agent.schedules.items():
@@ -79,17 +91,33 @@ class Worker:
     """Handles deliveries for one instance. `clock` is the world's time (a test may set it)."""
 
     def __init__(
-        self, bus: Bus, agent: Agent, retry: Retry | None = None, *, clock: Clock = utc_now
+        self,
+        bus: Bus,
+        agent: Agent,
+        retry: Retry | None = None,
+        *,
+        clock: Clock = utc_now,
+        instance: str = "",
+        hand: Hand | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._bus = bus
         self._agent = agent
         self._retry = retry or Retry()
         self._clock = clock
         self._active: dict[str, asyncio.Event] = {}
-        self.instance = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
+        self._hand = hand or Hand()
+        self._gate = gate or Gate()
+        self.instance = instance or new_instance()
 
     async def handle(self, delivery: Delivery) -> Outcome:
         """What to do with one message: the handler of a consumer."""
+        message = delivery.message
+        async with self._gate.passed(_place(delivery)):
+            self._hand.begin(message.stream, message.sequence, delivery.event.id)
+            return await self._handle(delivery)
+
+    async def _handle(self, delivery: Delivery) -> Outcome:
         place = subject.parse(delivery.message.subject)
         if place.role == "fire":
             if place.run == SCHEDULES:
@@ -199,6 +227,7 @@ class Worker:
         by: Delivery | None = None,
     ) -> Outcome:
         by = by or delivery
+        self._hand.works_on(by.message.stream, by.message.sequence, _Work(journal))
         core = self._core(journal, delivery, handler.type, by)
         last = by.attempt >= self._retry.max_attempts
         return await conduct(core, self._agent, handler, last_attempt=last)
@@ -221,6 +250,24 @@ class Worker:
         return await park(self._core(journal, delivery, "", delivery), error)
 
 
+class _Work:
+    """What an instance tells of a run that it works on."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._before = len(journal.entries)
+        self.run = journal.run
+
+    @property
+    def step(self) -> str:
+        entries = self._journal.entries
+        return entries[-1].entry.n if entries else ""
+
+    @property
+    def appended(self) -> int:
+        return len(self._journal.entries) - self._before
+
+
 class _held:
     """Marks a run as worked on by this instance."""
 
@@ -232,6 +279,12 @@ class _held:
 
     def __exit__(self, *_: object) -> None:
         self._active.pop(self._run).set()
+
+
+def new_instance() -> str:
+    """A name for an instance that nobody else gave one."""
+    host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:40]
+    return f"{host}-{os.getpid()}-{uuid7()[-8:]}"
 
 
 def _left(journal: Journal) -> Outcome:

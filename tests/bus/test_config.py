@@ -31,10 +31,16 @@ threshold = 0.3
 """
 
 SERVER_KEYS = "one of url, port, data_dir, sync, max_store_bytes"
-SECTIONS = "one of server, projector, lake, health, agents"
+SECTIONS = "one of server, projector, lake, health, supervisor, agents"
 SYNC = "always, or an interval such as 1s or 500ms"
 CREATE = "module:callable, as in my_agents.research:create"
-AGENT_KEYS = "one of create, instances, concurrency, max_attempts, ack_wait_seconds, settings"
+AGENT_KEYS = (
+    "one of create, command, instances, concurrency, max_attempts, ack_wait_seconds, "
+    "grace_seconds, settings"
+)
+EITHER = "either create (a callable in Python) or command (a command line)"
+OWN = "another name: this one is Stratum's own"
+A_NAME = "a name (it has a space; only A-Z a-z 0-9 _ - may be used)"
 NAME = "an agent name (it has %s; only A-Z a-z 0-9 _ - may be used)"
 RESEARCH_KEYS = "one of interests, threshold, feeds, labels, proxy"
 
@@ -132,7 +138,11 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("[projector]\nquery_seconds = 0", "projector.query_seconds", "a number > 0.0", "0"),
         ('[server]\nsync = "soon"', "server.sync", SYNC, 'the text "soon"'),
         ('[server]\nsync = "0s"', "server.sync", SYNC, 'the text "0s"'),
-        ("[agents.a]\n", "agents.a.create", "text", "nothing"),
+        ("[agents.a]\n", "agents.a", EITHER, "none"),
+        ('[agents.a]\ncreate = "b:c"\ncommand = ["d"]', "agents.a", EITHER, "both"),
+        ('[agents.health]\ncreate = "b:c"', "agents.health", OWN, 'the text "health"'),
+        ("[supervisor]\nrestarts = 0", "supervisor.restarts", "a whole number >= 1", "0"),
+        ('[supervisor]\nhuman = "a b"', "supervisor.human", A_NAME, 'the text "a b"'),
         ('[agents.a]\ncreate = "b"', "agents.a.create", CREATE, 'the text "b"'),
         (
             '[agents.a]\ncreate = "b:c"\nconcurency = 3',
