@@ -183,8 +183,11 @@ class Connection:
     ) -> Reply:
         """Wait for an expected answer."""
         try:
-            async with asyncio.timeout(timeout_seconds):
-                message = await answer
+            if answer.done():  # as most are, where many were sent together
+                message = answer.result()
+            else:
+                async with asyncio.timeout(timeout_seconds):
+                    message = await answer
         except TimeoutError:
             text = f"{shown(self.url)} did not answer {subject} within {timeout_seconds:g} s"
             raise NoAnswer(text, subject=subject) from None

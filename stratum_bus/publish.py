@@ -22,6 +22,7 @@ from collections.abc import (
     Iterable,
     Sequence,
 )
+from itertools import islice
 from typing import Any
 
 import anyio
@@ -140,12 +141,13 @@ class Publisher:
             while True:
                 await self._work.wait()
                 async with self._turn:
-                    # Whoever can run now may still join the group.
+                    # Whoever can run now may still join the group; and who was in the last one
+                    # comes back with the next: alone, the first of them would cost all an fsync.
                     await asyncio.sleep(0)
-                    if group := self._take():
+                    while group := self._take():
                         await self._send_group(group)
-                if not self._waiting:
-                    self._work.clear()
+                        await asyncio.sleep(0)
+                self._work.clear()
         finally:
             self._closed = True
             _fail(self._waiting)
@@ -158,8 +160,8 @@ class Publisher:
             payload = event.encode(append.event)
         headers = event.headers_of(append.event)
         # Before anything is sent: half a batch would stay open at the server for a while.
-        size, limit = len(payload) + size_of(headers) + _BATCH_HEADERS, self._connection.max_payload
-        if size > limit:
+        size, limit = len(payload) + _BATCH_HEADERS, self._connection.max_payload
+        if size > limit // 2 and (size := size + size_of(headers)) > limit:
             raise TooLarge(to, size, limit)
         return to_wire(to, payload, headers, append.expected_sequence)
 
@@ -176,7 +178,7 @@ class Publisher:
         self._waiting.append(unit)
         self._work.set()
         # Not to be un-sent: a caller who gives up leaves the outcome to the server.
-        return await asyncio.shield(future)
+        return await future
 
     def _take(self) -> list[_Unit]:
         """The next group: no subject twice where one has an expectation, no id twice."""
@@ -232,10 +234,9 @@ class Publisher:
         except BusError:
             return False
         self._cost.batch_took(anyio.current_time() - start, len(wires))
+        each = iter(acks)
         for unit in group:
-            part, acks = acks[: len(unit.wires)], acks[len(unit.wires) :]
-            if not unit.done.done():
-                unit.done.set_result(part)
+            _settle(unit, list(islice(each, len(unit.wires))))
         return True
 
     async def _send_apart(self, group: list[_Unit]) -> list[_Unit]:
@@ -254,7 +255,7 @@ class Publisher:
             for unit, _, answer in sent:
                 wire = unit.wires[0]
                 message = await connection.answer(answer, wire.subject, ANSWER_SECONDS)
-                unit.done.set_result([ack_of(message, wire)])
+                _settle(unit, [ack_of(message, wire)])
             if sent:
                 self._cost.appends_took(anyio.current_time() - start, len(sent))
         except BusError:
@@ -272,8 +273,7 @@ class Publisher:
                 unit.done.set_exception(error)
                 unit.done.exception()  # the waiter may have been cancelled
         else:
-            if not unit.done.done():
-                unit.done.set_result(acks)
+            _settle(unit, acks)
 
     async def _bulk(self, wires: list[Wire]) -> None:
         try:
@@ -286,6 +286,11 @@ class Publisher:
             async with task_group() as tasks:
                 for wire in wires[start : start + BULK_BATCH // 10]:
                     tasks.start_soon(self._sender.settle, [wire])
+
+
+def _settle(unit: _Unit, acks: list[PubAck]) -> None:
+    if not unit.done.done():  # else whoever waited gave up
+        unit.done.set_result(acks)
 
 
 def _fail(units: Iterable[_Unit]) -> None:

@@ -15,7 +15,7 @@ from stratum_bus.errors import InvalidName
 TOKEN_MAX = 64
 TYPE_MAX = 160
 
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}(?:\.[A-Za-z0-9_-]{1,64})*", re.ASCII)
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 
 ROLES = {
@@ -86,10 +86,9 @@ def event_type(value: str) -> str:
         raise InvalidName(
             "event type", value, f"it has {len(value)} characters, at most {TYPE_MAX} fit"
         )
-    for part in value.split("."):
-        if not _TOKEN.fullmatch(part):
-            rule = "it must be words of A-Z a-z 0-9 _ - joined by single dots, as in note.ready"
-            raise InvalidName("event type", value, rule)
+    if not _TYPE.fullmatch(value):
+        rule = "it must be words of A-Z a-z 0-9 _ - joined by single dots, as in note.ready"
+        raise InvalidName("event type", value, rule)
     return value
 
 

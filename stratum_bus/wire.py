@@ -7,13 +7,16 @@ them for ever, that would be the end of every reader.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.protocol import parser
+from nats.protocol.command import hpub_cmd
 
 log = logging.getLogger("stratum.connection")
 
@@ -23,6 +26,8 @@ parser.MSG_RE = re.compile(rb"\AMSG[ \t]+%b[ \t]+%b[ \t]+(%b[ \t]+)?(\d+)\r\n" %
 parser.HMSG_RE = re.compile(
     rb"\AHMSG[ \t]+%b[ \t]+%b[ \t]+(%b[ \t]+)?(\d+)[ \t]+(\d+)\r\n" % ((_WORD,) * 3)
 )
+
+_KEY = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
 class SturdyClient(Client):
@@ -34,6 +39,26 @@ class SturdyClient(Client):
         except Exception as error:  # noqa: BLE001 - whatever a writer brought it to
             log.debug("headers %r cannot be read: %r", headers[:200], error)
             return None
+
+    async def _send_publish(
+        self,
+        subject: str,
+        reply: str,
+        payload: bytes,
+        payload_size: int,
+        headers: dict[str, Any] | None,
+    ) -> None:
+        """As the library's, but headers that need no mending are written without looking at each
+        character several times: this is in the way of every append.
+        """
+        block = _plain_block(headers) if headers else b""
+        if not block:
+            return await super()._send_publish(subject, reply, payload, payload_size, headers)
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += payload_size
+        await self._send_command(hpub_cmd(subject, reply, block, payload))
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
@@ -52,3 +77,19 @@ class SturdyClient(Client):
         if self.is_connected:
             log.error("reading from the server ended unexpectedly: connecting again")
             await self._process_op_err(nats.errors.ProtocolError())
+
+
+def _plain_block(headers: dict[str, Any]) -> bytes:
+    """The headers as they are sent; nothing where one of them has to be mended or refused."""
+    lines = ["NATS/1.0\r\n"]
+    for key, value in headers.items():
+        if not _is_key(key) or value != value.strip() or "\n" in value or "\r" in value:
+            return b""
+        lines.append(f"{key}: {value}\r\n")
+    lines.append("\r\n")
+    return "".join(lines).encode()
+
+
+@functools.lru_cache(maxsize=256)
+def _is_key(key: str) -> bool:
+    return _KEY.fullmatch(key) is not None

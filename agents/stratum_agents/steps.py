@@ -146,10 +146,15 @@ async def _invoke(
             return await _invoke(function, key, arguments, keywords, None)
     if _takes_key(function):
         keywords = {**keywords, "idempotency_key": key}
-    if inspect.iscoroutinefunction(function):
+    if _is_async(function):
         return await function(*arguments, **keywords)
     value = await anyio.to_thread.run_sync(lambda: function(*arguments, **keywords))
     return await value if inspect.isawaitable(value) else value
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function)
 
 
 @functools.lru_cache(maxsize=1024)
