@@ -8,7 +8,7 @@ messages of at most 700 kB; the last one says so in its headers, or says why the
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -101,13 +101,14 @@ def query_file(
     *,
     timeout_seconds: float = TIMEOUT_SECONDS,
     max_rows: int = MAX_ROWS,
+    directories: Sequence[Path] = (),
 ) -> Answer:
-    """Ask the file of a projector that does not run. Blocking.
+    """Ask the file of a projector that does not run; queries can read `directories`. Blocking.
 
     Raises QueryError: `no_file`, `locked` where a projector has it, the reasons of `select`.
     """
     with (
-        open_read_only(path) as reader,
+        open_read_only(path, directories) as reader,
         select(reader, sql, timeout_seconds=timeout_seconds, max_rows=max_rows) as found,
     ):
         sequence, schema, batches = found

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,17 +56,33 @@ class StatementFailed(Exception):
 
 
 class Store:
-    """An open file. Made by `Store.open`; its writing methods are for one thread at a time."""
+    """An open file. Made by `Store.open`; its writing methods are for one thread at a time.
 
-    def __init__(self, path: Path, connection: duckdb.DuckDBPyConnection, lock: int) -> None:
+    `beside` is for a second thread: transactions and `snapshot` of both take turns.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        connection: duckdb.DuckDBPyConnection,
+        lock: int | None = None,
+        turn: threading.RLock | None = None,
+    ) -> None:
         self.path = path
         self._connection = connection
-        self._lock: int | None = lock
+        self._lock = lock
+        self._turn = turn or threading.RLock()
         self._failed = False
 
     @classmethod
-    def open(cls, path: Path | str, *, memory_limit_mb: int = MEMORY_LIMIT_MB) -> Store:
-        """Open the file, or make it, as its one writer.
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        memory_limit_mb: int = MEMORY_LIMIT_MB,
+        directories: Sequence[Path] = (),
+    ) -> Store:
+        """Open the file, or make it, as its one writer. Its SQL can read files in `directories`.
 
         Raises ProjectorError: `locked` where another process has it, else `file`.
         """
@@ -74,14 +91,25 @@ class Store:
         try:
             if not path.exists():
                 _make(path)
-            connection = duckdb.connect(str(path), config=_config(path, memory_limit_mb))
-            for name, value in _READER_SETTINGS.items():
-                if name != "operator_memory_limit":
-                    connection.execute(f"set {name} = {value}")
+            connection = _connect(path, directories, memory_limit_mb)
+            _prepare(connection, writer=True)
         except duckdb.Error as error:
             os.close(lock)
             raise _cannot_open(path, error) from error
         return cls(path, connection, lock)
+
+    @classmethod
+    def in_memory(cls, *, memory_limit_mb: int) -> Store:
+        """Tables of no file, for work that leaves nothing behind."""
+        connection = duckdb.connect(config=_config(None, memory_limit_mb))
+        _prepare(connection, writer=True)
+        return cls(Path(":memory:"), connection)
+
+    def beside(self) -> Store:
+        """A second writer of the same open file, to be closed before it."""
+        cursor = self._connection.cursor()
+        _prepare(cursor, writer=True)
+        return Store(self.path, cursor, turn=self._turn)
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows; time stamps only go through `arrow`.
@@ -110,21 +138,41 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All of it or nothing. A failed statement that the body ignored is an error at the end."""
-        self.execute("begin transaction")
-        self._failed = False
-        try:
-            yield
-            if self._failed:
-                # DuckDB would answer this commit with success, and store nothing
-                raise RuntimeError("a failed statement was ignored inside a transaction")
-            self.execute("commit")
-        except BaseException:
-            self._roll_back()
-            raise
+        with self._turn:
+            self.execute("begin transaction")
+            self._failed = False
+            try:
+                yield
+                if self._failed:
+                    # DuckDB would answer this commit with success, and store nothing
+                    raise RuntimeError("a failed statement was ignored inside a transaction")
+                self.execute("commit")
+            except BaseException:
+                self._roll_back()
+                raise
 
     def flush(self) -> None:
         """Move what the write-ahead log holds into the file."""
-        self.execute("checkpoint")
+        with self._turn:
+            self.execute("checkpoint")
+
+    def snapshot(self, target: Path) -> int:
+        """Copy the file to `target`; returns the sequence that the copy reflects.
+
+        Writers wait meanwhile. Raises ProjectorError `file`, and leaves nothing at `target` then.
+        """
+        with self._turn:
+            self.execute("checkpoint")
+            sequence = _sequence(self._connection)
+            # Not by opening it: that drops DuckDB's lock on the file, for this whole process.
+            copied = subprocess.run(
+                ["cp", "--", str(self.path), str(target)],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        if copied.returncode:
+            target.unlink(missing_ok=True)
+            raise ProjectorError("file", f"cannot copy {self.path}: {copied.stderr.strip()}")
+        return sequence
 
     def reader(self) -> Reader:
         """A connection for `select`; whoever asked for it closes it."""
@@ -161,8 +209,10 @@ class Store:
 
 
 @contextmanager
-def open_read_only(path: Path | str) -> Iterator[Reader]:
+def open_read_only(path: Path | str, directories: Sequence[Path] = ()) -> Iterator[Reader]:
     """A connection to the file of a projector that does not run, for `select`.
+
+    Queries can read files in `directories` too.
 
     Raises QueryError: `no_file`, `locked` where a projector has it, `failed` for no DuckDB file.
     """
@@ -172,7 +222,7 @@ def open_read_only(path: Path | str) -> Iterator[Reader]:
             "no_file", f"there is no projection at {path}: `stratum up` starts the projector"
         )
     try:
-        connection = duckdb.connect(str(path), read_only=True, config=_config(path))
+        connection = _connect(path, directories, read_only=True)
     except duckdb.Error as error:
         if held := re.search(r"lock is held.*\(PID (\d+)\)", str(error)):
             text = f"{path} is in use by process {held[1]}: ask its projector instead"
@@ -261,7 +311,26 @@ def _query_error(error: Exception) -> QueryError:
     return QueryError("syntax" if isinstance(error, _SQL_ERRORS) else "failed", text)
 
 
-def _config(path: Path, memory_limit_mb: int = MEMORY_LIMIT_MB) -> dict[str, Any]:
+def _connect(
+    path: Path,
+    directories: Sequence[Path],
+    memory_limit_mb: int = MEMORY_LIMIT_MB,
+    *,
+    read_only: bool = False,
+) -> duckdb.DuckDBPyConnection:
+    config = _config(path, memory_limit_mb)
+    if not directories:
+        return duckdb.connect(str(path), read_only=read_only, config=config)
+    # Once files are forbidden and settings locked, no folder can be excepted.
+    last = {name: config.pop(name) for name in ("enable_external_access", "lock_configuration")}
+    connection = duckdb.connect(str(path), read_only=read_only, config=config)
+    allowed = ", ".join("'" + str(each).replace("'", "''") + "'" for each in directories)
+    for name, value in {"allowed_directories": f"[{allowed}]", **last}.items():
+        connection.execute(f"set {name} = {value}")
+    return connection
+
+
+def _config(path: Path | None, memory_limit_mb: int) -> dict[str, Any]:
     """Settings of the whole instance, locked: no files, no extensions, bounded memory and disk."""
     return {
         "allowed_configs": list(_READER_SETTINGS),
@@ -272,14 +341,15 @@ def _config(path: Path, memory_limit_mb: int = MEMORY_LIMIT_MB) -> dict[str, Any
         "lock_configuration": "true",
         "max_temp_directory_size": "4GB",
         "memory_limit": f"{memory_limit_mb}MB",
-        "temp_directory": f"{path}.tmp",
+        "temp_directory": f"{path}.tmp" if path else "",
         "threads": min(4, os.cpu_count() or 1),
     }
 
 
-def _prepare(reader: Reader) -> None:
+def _prepare(connection: Reader, *, writer: bool = False) -> None:
     for name, value in _READER_SETTINGS.items():
-        reader.execute(f"set {name} = {value}")
+        if not (writer and name == "operator_memory_limit"):
+            connection.execute(f"set {name} = {value}")
 
 
 def _make(path: Path) -> None:
