@@ -91,17 +91,17 @@ class Fold:
             log.warning("a batch was not decoded in SQL, but one by one: %s", error)
             store.register("incoming", incoming(messages, structured=False))
             store.execute(DECODE)
-        rows = store.execute("select row from decoded where not recognised order by row")
-        self._unreadable = []
+        [(types, roles, rows)] = store.execute(
+            """select list(distinct type) filter (recognised), list(distinct role),
+                list(row order by row) filter (not recognised) from decoded"""
+        )
+        self._present, self._unreadable = (set(types or ()), set(roles or ())), []
         if rows:
-            completed, self._unreadable = complete([messages[row] for (row,) in rows])
+            completed, self._unreadable = complete([messages[row] for row in rows])
+            self._present[0].update(type or "" for type in completed["type"].to_pylist())
             store.register("completed", completed)
             store.execute("delete from decoded where not recognised")
             store.execute("insert into decoded by name select *, true as recognised from completed")
-        [(types, roles)] = store.execute(
-            "select list(distinct type), list(distinct role) from decoded"
-        )
-        self._present = set(types or ()), set(roles or ())
 
     def _divide(self, messages: Sequence[Message], applied: Applied) -> None:
         left_out: dict[str, str] = {}
@@ -150,12 +150,13 @@ class Fold:
     def _project(self, projection: Projection, first: int, last: int) -> list[Unreadable]:
         """Run the statements of a projection; returns what it refuses."""
         types, roles = self._present
-        if not (projection.reads(types, roles)):
+        if not projection.reads(types, roles):
             return []
         try:
             refused = self._offer(projection, first, last)
-            for statement in projection.statements:
-                self._store.execute(statement)
+            for step in projection.steps():
+                if not step.types or not types.isdisjoint(step.types):
+                    self._store.execute(step.sql)
         except StatementFailed as error:
             raise _Failed(projection.name, error) from error
         return refused
@@ -210,8 +211,8 @@ class Fold:
         for projection in self._projections:
             try:
                 self._offer(projection, 0, 0)
-                for statement in projection.statements:
-                    self._store.execute(f"explain {statement}")
+                for step in projection.steps():
+                    self._store.execute(f"explain {step.sql}")
             except (ProjectorError, StatementFailed) as error:
                 raise ProjectorError(
                     "projection", f"projection {projection.name}: {error}"

@@ -4,7 +4,7 @@ A letter's first decision counts. `receiver` could not handle the message `messa
 `origin_seq` of `origin_stream`.
 """
 
-from stratum_projections.projection import Projection
+from stratum_projections.projection import Projection, Step
 
 DEAD_LETTERS = Projection(
     name="dead_letters",
@@ -34,19 +34,23 @@ DEAD_LETTERS = Projection(
             and not exists (from dead_letters d where d.letter = batch.id)
         qualify row_number() over (partition by id order by seq) = 1
         """,
-        """
-        update dead_letters
-        set state = decision_of.state, decided_seq = decision_of.seq,
-            decided = decision_of.stored, decision = decision_of.reason
-        from (
-            select d.letter, b.seq, b.stored, b.data->>'$.reason' as reason,
-                case b.type when 'stratum.dead.redriven' then 'redriven' else 'dropped' end as state
-            from batch b
-            join dead_letters d on d.letter = b.data->>'$.letter'
-            where b.type <> 'stratum.dead.lettered' and d.state = 'open' and d.seq < b.seq
-            qualify row_number() over (partition by d.letter order by b.seq) = 1
-        ) decision_of
-        where dead_letters.letter = decision_of.letter
-        """,
+        Step(
+            """
+            update dead_letters
+            set state = said.state, decided_seq = said.seq, decided = said.stored,
+                decision = said.reason
+            from (
+                select d.letter, b.seq, b.stored, b.data->>'$.reason' as reason,
+                    case b.type when 'stratum.dead.redriven' then 'redriven' else 'dropped' end
+                        as state
+                from batch b
+                join dead_letters d on d.letter = b.data->>'$.letter'
+                where b.type <> 'stratum.dead.lettered' and d.state = 'open' and d.seq < b.seq
+                qualify row_number() over (partition by d.letter order by b.seq) = 1
+            ) said
+            where dead_letters.letter = said.letter
+            """,
+            ("stratum.dead.redriven", "stratum.dead.dropped"),
+        ),
     ),
 )

@@ -16,7 +16,7 @@ import pyarrow as pa
 from stratum_bus.errors import InvalidEvent
 from stratum_bus.event import Event, Raw, encode_value, typed
 from stratum_bus.memory import NOTED, RETRACTED, REVISED, Noted, Retracted, Revised
-from stratum_projections.projection import Projection
+from stratum_projections.projection import Projection, Step
 
 _STRUCTS: dict[str, type[msgspec.Struct]] = {NOTED: Noted, REVISED: Revised, RETRACTED: Retracted}
 _FIELDS = {
@@ -75,6 +75,49 @@ def _last(fields: Iterable[str]) -> str:
     )
 
 
+_NEW = f"""
+    insert into memory by name
+    select note, agent, kind, {", ".join(_FIELDS)}, time, time as changed, 0 as revisions,
+        false as retracted, seq as first_seq, seq as last_seq, runid as run
+    from batch
+    where type = '{NOTED}'
+        and not exists (from memory m where m.note = batch.note and m.agent = batch.agent)
+    qualify row_number() over (partition by agent, note order by seq) = 1
+"""
+# A change counts where its note is there and was not retracted before it, and once.
+_CHANGES = f"""
+    insert into memory_changes by name
+    select seq, id, agent, note, type
+    from (
+        select *,
+            min(seq) filter (where type = '{RETRACTED}') over (partition by agent, note) as ends
+        from (
+            select b.seq, b.id, b.agent, b.note, b.type
+            from batch b
+            join memory m on m.note = b.note and m.agent = b.agent and m.first_seq < b.seq
+            where b.type <> '{NOTED}' and not m.retracted and not exists (
+                from memory_changes c
+                where c.id = b.id and c.note = b.note and c.agent = b.agent)
+            qualify row_number() over (partition by b.agent, b.note, b.id order by b.seq) = 1
+        )
+    )
+    where ends is null or seq <= ends
+"""
+_SET = ", ".join(f"{f} = case when c.{f}_given then c.{f} else memory.{f} end" for f in _FIELDS)
+_BELIEVE = f"""
+    update memory
+    set {_SET}, changed = c.changed, last_seq = c.last_seq, retracted = c.retracted,
+        revisions = memory.revisions + c.changes
+    from (
+        select agent, note, count(*) as changes, max(seq) as last_seq,
+            arg_max(time, seq) as changed, bool_or(type = '{RETRACTED}') as retracted,
+            {_last(_FIELDS)}
+        from batch semi join memory_changes using (seq)
+        group by agent, note
+    ) c
+    where memory.note = c.note and memory.agent = c.agent
+"""
+
 MEMORY = Projection(
     name="memory",
     roles=("memory",),
@@ -90,45 +133,8 @@ MEMORY = Projection(
         "memory_changes": "seq bigint, id varchar, agent varchar, note varchar, type varchar",
     },
     statements=(
-        f"""
-        insert into memory by name
-        select note, agent, kind, {", ".join(_FIELDS)}, time, time as changed, 0 as revisions,
-            false as retracted, seq as first_seq, seq as last_seq, runid as run
-        from batch
-        where type = '{NOTED}'
-            and not exists (from memory m where m.note = batch.note and m.agent = batch.agent)
-        qualify row_number() over (partition by agent, note order by seq) = 1
-        """,
-        # A change counts where its note is there, was not retracted before it, and where it is new.
-        f"""
-        insert into memory_changes by name
-        select seq, id, agent, note, type from (
-            select *, min(seq) filter (where type = '{RETRACTED}') over (partition by agent, note) as ends
-            from (
-                select b.seq, b.id, b.agent, b.note, b.type
-                from batch b
-                join memory m on m.note = b.note and m.agent = b.agent and m.first_seq < b.seq
-                where b.type <> '{NOTED}' and not m.retracted and not exists (
-                    from memory_changes c
-                    where c.id = b.id and c.note = b.note and c.agent = b.agent)
-                qualify row_number() over (partition by b.agent, b.note, b.id order by b.seq) = 1
-            )
-        )
-        where ends is null or seq <= ends
-        """,
-        f"""
-        update memory
-        set {", ".join(f"{f} = case when c.{f}_given then c.{f} else memory.{f} end" for f in _FIELDS)},
-            changed = c.changed, last_seq = c.last_seq, retracted = c.retracted,
-            revisions = memory.revisions + c.changes
-        from (
-            select agent, note, count(*) as changes, max(seq) as last_seq,
-                arg_max(time, seq) as changed, bool_or(type = '{RETRACTED}') as retracted,
-                {_last(_FIELDS)}
-            from batch semi join memory_changes using (seq)
-            group by agent, note
-        ) c
-        where memory.note = c.note and memory.agent = c.agent
-        """,
+        Step(_NEW, (NOTED,)),
+        Step(_CHANGES, (REVISED, RETRACTED)),
+        Step(_BELIEVE, (REVISED, RETRACTED)),
     ),
 )

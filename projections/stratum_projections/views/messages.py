@@ -7,7 +7,7 @@ message has no `receiver` and may start a run at each agent that follows it; it 
 first, and `dead` as long as one agent's letter about it is open.
 """
 
-from stratum_projections.projection import Projection
+from stratum_projections.projection import Projection, Step
 
 # What happened to which message. Letters are kept, for a decision names only the letter.
 _OUTCOMES = """
@@ -24,6 +24,33 @@ _OUTCOMES = """
         case b.type when 'stratum.dead.redriven' then 'redriven' else 'dropped' end, null, null
     from batch b join message_letters l on l.letter = b.data->>'$.letter' and l.seq < b.seq
     where b.role = 'dead' and b.type in ('stratum.dead.redriven', 'stratum.dead.dropped')
+"""
+
+_BECAME = f"""
+    select place, outcome_seq, attempts, run, handled_seq, handled, dead_seq, decided_seq,
+        case
+            when latest = 'handled' and receiver is null and dead_seq is not null
+                and (decided_seq is null or decided_seq < dead_seq) then 'dead'
+            else latest
+        end as state
+    from (
+        select m.rowid as place, m.receiver,
+            max(o.seq) as outcome_seq,
+            arg_max(o.what, o.seq) as latest,
+            coalesce(arg_max(o.attempts, o.seq), any_value(m.attempts)) as attempts,
+            coalesce(arg_max(o.run, o.seq), any_value(m.run)) as run,
+            coalesce(any_value(m.handled_seq),
+                min(o.seq) filter (where o.what = 'handled')) as handled_seq,
+            coalesce(any_value(m.handled),
+                arg_min(o.stored, o.seq) filter (where o.what = 'handled')) as handled,
+            coalesce(max(o.seq) filter (where o.what = 'dead'),
+                any_value(m.dead_seq)) as dead_seq,
+            coalesce(max(o.seq) filter (where o.what in ('redriven', 'dropped')),
+                any_value(m.decided_seq)) as decided_seq
+        from ({_OUTCOMES}) o
+        join messages m on m.id = o.message and m.seq < o.seq
+        group by m.rowid, m.receiver
+    )
 """
 
 MESSAGES = Projection(
@@ -47,47 +74,33 @@ MESSAGES = Projection(
         where role in ('inbox', 'topic') and not exists (from messages m where m.id = batch.id)
         qualify row_number() over (partition by id order by seq) = 1
         """,
-        """
-        insert into message_letters by name
-        select id as letter, seq, coalesce(data->>'$.origin.id', causationid) as message
-        from batch
-        where role = 'dead' and type = 'stratum.dead.lettered'
-            and not exists (from message_letters l where l.letter = batch.id)
-        qualify row_number() over (partition by id order by seq) = 1
-        """,
-        f"""
-        update messages
-        set state = became.state, outcome_seq = became.outcome_seq, attempts = became.attempts,
-            run = became.run, handled_seq = became.handled_seq, handled = became.handled,
-            latency_seconds = epoch(became.handled - messages.sent),
-            dead_seq = became.dead_seq, decided_seq = became.decided_seq
-        from (
-            select place, outcome_seq, attempts, run, handled_seq, handled, dead_seq, decided_seq,
-                case
-                    when latest = 'handled' and receiver is null and dead_seq is not null
-                        and (decided_seq is null or decided_seq < dead_seq) then 'dead'
-                    else latest
-                end as state
-            from (
-                select m.rowid as place, m.receiver,
-                    max(o.seq) as outcome_seq,
-                    arg_max(o.what, o.seq) as latest,
-                    coalesce(arg_max(o.attempts, o.seq), any_value(m.attempts)) as attempts,
-                    coalesce(arg_max(o.run, o.seq), any_value(m.run)) as run,
-                    coalesce(any_value(m.handled_seq),
-                        min(o.seq) filter (where o.what = 'handled')) as handled_seq,
-                    coalesce(any_value(m.handled),
-                        arg_min(o.stored, o.seq) filter (where o.what = 'handled')) as handled,
-                    coalesce(max(o.seq) filter (where o.what = 'dead'),
-                        any_value(m.dead_seq)) as dead_seq,
-                    coalesce(max(o.seq) filter (where o.what in ('redriven', 'dropped')),
-                        any_value(m.decided_seq)) as decided_seq
-                from ({_OUTCOMES}) o
-                join messages m on m.id = o.message and m.seq < o.seq
-                group by m.rowid, m.receiver
-            )
-        ) became
-        where messages.rowid = became.place
-        """,
+        Step(
+            """
+            insert into message_letters by name
+            select id as letter, seq, coalesce(data->>'$.origin.id', causationid) as message
+            from batch
+            where role = 'dead' and type = 'stratum.dead.lettered'
+                and not exists (from message_letters l where l.letter = batch.id)
+            qualify row_number() over (partition by id order by seq) = 1
+            """,
+            ("stratum.dead.lettered",),
+        ),
+        Step(
+            f"""
+            update messages
+            set state = became.state, outcome_seq = became.outcome_seq, attempts = became.attempts,
+                run = became.run, handled_seq = became.handled_seq, handled = became.handled,
+                latency_seconds = epoch(became.handled - messages.sent),
+                dead_seq = became.dead_seq, decided_seq = became.decided_seq
+            from ({_BECAME}) became
+            where messages.rowid = became.place
+            """,
+            (
+                "stratum.run.completed",
+                "stratum.dead.lettered",
+                "stratum.dead.redriven",
+                "stratum.dead.dropped",
+            ),
+        ),
     ),
 )
