@@ -99,17 +99,20 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True):
     seconds: Seconds = 300.0
 
 
-class ProjectorHealth(Struct, frozen=True, forbid_unknown_fields=True):
-    """A projector stands still for `stalled_seconds` behind the log's end, or is `lag_events`
-    behind for `lag_seconds`.
-    """
+class Stalled(Struct, frozen=True, forbid_unknown_fields=True):
+    """A projector stands still for `seconds`, behind the log's end."""
 
-    stalled_seconds: Seconds = 20.0
-    lag_events: Count = 50_000
-    lag_seconds: Seconds = 60.0
+    seconds: Seconds = 20.0
 
 
-class StreamHealth(Struct, frozen=True, forbid_unknown_fields=True):
+class Behind(Struct, frozen=True, forbid_unknown_fields=True):
+    """A projector works, and has been `events` behind the log's end for `seconds`."""
+
+    events: Count = 50_000
+    seconds: Seconds = 60.0
+
+
+class Full(Struct, frozen=True, forbid_unknown_fields=True):
     """A stream, or the server's store, is full to `warning_ratio`, or to `critical_ratio`."""
 
     warning_ratio: Ratio = 0.8
@@ -153,8 +156,9 @@ class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):
     poison: Poison = Poison()
     lag: Lag = Lag()
     memory: Memory = Memory()
-    projector: ProjectorHealth = ProjectorHealth()
-    stream: StreamHealth = StreamHealth()
+    stalled: Stalled = Stalled()
+    behind: Behind = Behind()
+    full: Full = Full()
     agents: dict[str, AgentHealth] = msgspec.field(default_factory=dict)
 
     def of(self, agent: str) -> HealthConfig:

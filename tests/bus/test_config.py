@@ -109,8 +109,8 @@ def test_thresholds_of_health_hold_for_all_agents_or_for_one(tmp_path: Path) -> 
 def test_thresholds_that_contradict_each_other_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"health.looping.*9 repeats do not fit among 3 calls"):
         read(tmp_path, "[health.looping]\nrepeats = 9\namong = 3")
-    with pytest.raises(ConfigError, match=r"health.stream.*warning_ratio"):
-        read(tmp_path, "[health.stream]\nwarning_ratio = 0.99")
+    with pytest.raises(ConfigError, match=r"health.full.*warning_ratio"):
+        read(tmp_path, "[health.full]\nwarning_ratio = 0.99")
     with pytest.raises(ConfigError, match=r'health.agents."a b": expected an agent name'):
         read(tmp_path, '[health.agents."a b"]')
 
