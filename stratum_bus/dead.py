@@ -7,17 +7,21 @@ only says so. Each decision is an event behind the letter.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from stratum_bus import subject
 from stratum_bus.bus import Bus
-from stratum_bus.errors import InvalidEvent, InvalidName, NotFound, StratumError
-from stratum_bus.event import Event, agent_source, new, typed
+from stratum_bus.errors import BlobError, InvalidEvent, InvalidName, NotFound, StratumError
+from stratum_bus.event import Event, RawEvent, agent_source, new, typed
 from stratum_bus.message import Message
 from stratum_bus.publish import Append
 from stratum_bus.schema import event_type
+
+DETAIL_MAX = 4_000
+"""Bytes of an error, and of its trace, that a letter keeps."""
 
 OPEN, REDRIVEN, DROPPED = "open", "redriven", "dropped"
 
@@ -76,23 +80,20 @@ class Letter(msgspec.Struct, frozen=True):
 
 async def bury(bus: Bus, agent: str, message: Message, attempts: int, cause: Cause) -> None:
     """Append the dead letter of a message; the same message makes the same letter."""
-    original, type = message.id or f"{message.stream}-{message.sequence}", "message"
     try:
         event: Event[Any] = message.event()
-        original, type = event.id, event.type
-        subject.event_type(type)
+        type = _fitting(subject.event_type, event.type, "message")
     except InvalidEvent:
-        event = new(type, None, source=agent_source(agent), id=original)
-        type = subject.parse(message.subject).type or type
-    except InvalidName:
-        type = "message"
+        id = message.id or f"{message.stream}-{message.sequence}"
+        event = new("message", None, source=agent_source(agent), id=id)
+        type = _fitting(subject.event_type, _place(message.subject).type, "message")
     letter = Lettered(
         agent,
         cause.reason,
-        cause.detail,
+        shown(cause.detail, DETAIL_MAX),
         attempts,
-        Origin(message.stream, message.sequence, message.subject, original),
-        cause.trace,
+        Origin(message.stream, message.sequence, message.subject, event.id),
+        shown(cause.trace, DETAIL_MAX),
     )
     dead = new(
         "stratum.dead.lettered",
@@ -110,32 +111,51 @@ async def letters(bus: Bus, agent: str | None = None) -> list[Letter]:
     pattern = f"dead.{subject.token(agent, 'agent name')}.>" if agent else "dead.>"
     async with bus.read(filters=[pattern]) as reader:
         async for message in reader:
-            _fold(found, message)
+            try:
+                _fold(found, message, await bus.event(message))
+            except (InvalidEvent, BlobError):
+                continue  # the projector quarantines it
     return list(found.values())
 
 
-def _fold(found: dict[str, Letter], message: Message) -> None:
+def shown(text: object, limit_bytes: int) -> str:
+    """Whatever a handler said, as text that can be stored and is not too long."""
+    return str(text).encode(errors="replace")[:limit_bytes].decode(errors="ignore")
+
+
+def _place(of: str) -> subject.Subject:
+    """What the subject of a message says, where it is of the grammar."""
     try:
-        event = message.event()
-        if event.type == "stratum.dead.lettered":
-            found.setdefault(
+        return subject.parse(of)
+    except InvalidName:
+        return subject.Subject("")
+
+
+def _fitting(check: Callable[[str], str], value: str, otherwise: str) -> str:
+    try:
+        return check(value)
+    except InvalidName:
+        return otherwise
+
+
+def _fold(found: dict[str, Letter], message: Message, event: RawEvent) -> None:
+    if event.type == "stratum.dead.lettered":
+        found.setdefault(
+            event.id,
+            Letter(
                 event.id,
-                Letter(
-                    event.id,
-                    message.sequence,
-                    message.subject,
-                    message.time.isoformat(),
-                    OPEN,
-                    typed(event, Lettered).data,
-                ),
-            )
-        elif event.type in ("stratum.dead.redriven", "stratum.dead.dropped"):
-            state = REDRIVEN if event.type.endswith("redriven") else DROPPED
-            decided = typed(event, Dropped).data
-            if letter := found.get(decided.letter):
-                found[decided.letter] = msgspec.structs.replace(letter, state=state)
-    except InvalidEvent:
-        return  # the projector quarantines it
+                message.sequence,
+                message.subject,
+                message.time.isoformat(),
+                OPEN,
+                typed(event, Lettered).data,
+            ),
+        )
+    elif event.type in ("stratum.dead.redriven", "stratum.dead.dropped"):
+        state = REDRIVEN if event.type.endswith("redriven") else DROPPED
+        decided = typed(event, Dropped).data
+        if letter := found.get(decided.letter):
+            found[decided.letter] = msgspec.structs.replace(letter, state=state)
 
 
 async def find(bus: Bus, id: str) -> Letter:
@@ -158,14 +178,16 @@ async def redrive(bus: Bus, letter: Letter, reason: str = "") -> int:
     origin = letter.letter.origin
     message = await bus.get(origin.stream, origin.sequence)
     original = message.event()
-    place = subject.parse(message.subject)
+    place = _place(message.subject)
     again = msgspec.structs.replace(
         original,
         id=redriven_id(letter),
         correlationid=original.correlationid or original.id,
         causationid=letter.id,
     )
-    to = subject.inbox(letter.letter.agent, place.sender or place.agent, original.type)
+    sender = _fitting(subject.token, place.sender or place.agent, "unknown")
+    type = _fitting(subject.event_type, original.type, "message")
+    to = subject.inbox(letter.letter.agent, sender, type)
     acks = await bus.commit([Append(to, again), redriven(letter, again.id, reason)])
     return acks[0].sequence
 
@@ -176,7 +198,7 @@ def redriven_id(letter: Letter) -> str:
 
 
 def redriven(letter: Letter, event: str, reason: str = "") -> Append:
-    """The note that a letter was redriven as an event, or as a run; StratumError if it is not open."""
+    """The note that a letter was redriven as an event, or a run; StratumError if it is not open."""
     _must_be_open(letter)
     body = Redriven(letter.id, event, reason)
     source = agent_source(letter.letter.agent)
