@@ -178,7 +178,7 @@ class _Follower:
             log.warning("%d of %d events quarantined", applied.quarantined, applied.events)
 
     async def _whole(self, message: Message) -> Message:
-        """A memory event with its data, where that was kept as a blob: beliefs are made of it."""
+        """A note or a dead letter with its data, where that was kept as a blob."""
         while True:
             try:
                 found = await self._bus.event(message)
@@ -199,4 +199,5 @@ class _Follower:
 
 
 def _refers(message: Message) -> bool:
-    return message.subject.startswith("memory.") and _REFERENCE in message.payload
+    """Whether tables are made of data that is not in the message."""
+    return message.subject.startswith(("memory.", "dead.")) and _REFERENCE in message.payload

@@ -252,6 +252,15 @@ async def test_a_note_that_was_kept_as_a_blob_is_believed_whole(bus: Bus, tmp_pa
         assert await one(bus, sql, last["state"]["last_seq"]) == [text, text]
 
 
+async def test_a_dead_letter_that_was_kept_as_a_blob_is_listed(bus: Bus, tmp_path: Path) -> None:
+    letter = {"reason": "failed", "error": "boom", "attempts": 2, "trace": "x" * 100_000}
+    async with projecting(bus, tmp_path / "p.duckdb"):
+        event = new("stratum.dead.lettered", letter, source="/agents/bob")
+        ack = await bus.publish("dead.bob.task", event)
+        sql = "select reason || ' ' || error || ' ' || attempts from dead_letters"
+        assert await one(bus, sql, ack.sequence) == "failed boom 2"
+
+
 async def test_a_second_projector_is_refused_in_one_sentence(
     bus: Bus, start: Callable[..., Process]
 ) -> None:
