@@ -177,11 +177,13 @@ _ARROW = {"bigint": pa.int64(), "varchar": pa.string(), "json": pa.string()}
 _EPOCH = utc(0)
 
 
+_texts = attrgetter(*(_ATTRIBUTE.get(name, name) for name in TEXT_ATTRIBUTES))
+
+
 def _check_text(event: RawEvent) -> None:
     """Raise InvalidEvent for an attribute that is no text: a header may smuggle bytes in."""
-    texts = (event.id, event.source, event.type, event.subject, event.runid, event.step)
     try:
-        "".join(text for text in texts if text).encode()
+        "".join(filter(None, _texts(event))).encode()
     except UnicodeEncodeError as error:
         raise InvalidEvent("utf8", f"an attribute of the event is no text: {error}") from None
 

@@ -98,13 +98,6 @@ class Store:
             raise _cannot_open(path, error) from error
         return cls(path, connection, lock)
 
-    @classmethod
-    def in_memory(cls, *, memory_limit_mb: int) -> Store:
-        """Tables of no file, for work that leaves nothing behind."""
-        connection = duckdb.connect(config=_config(None, memory_limit_mb))
-        _prepare(connection, writer=True)
-        return cls(Path(":memory:"), connection)
-
     def beside(self) -> Store:
         """A second writer of the same open file, to be closed before it."""
         cursor = self._connection.cursor()
@@ -330,7 +323,7 @@ def _connect(
     return connection
 
 
-def _config(path: Path | None, memory_limit_mb: int) -> dict[str, Any]:
+def _config(path: Path, memory_limit_mb: int) -> dict[str, Any]:
     """Settings of the whole instance, locked: no files, no extensions, bounded memory and disk."""
     return {
         "allowed_configs": list(_READER_SETTINGS),
@@ -341,7 +334,7 @@ def _config(path: Path | None, memory_limit_mb: int) -> dict[str, Any]:
         "lock_configuration": "true",
         "max_temp_directory_size": "4GB",
         "memory_limit": f"{memory_limit_mb}MB",
-        "temp_directory": f"{path}.tmp" if path else "",
+        "temp_directory": f"{path}.tmp",
         "threads": min(4, os.cpu_count() or 1),
     }
 

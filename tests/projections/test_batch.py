@@ -207,6 +207,13 @@ def test_what_is_no_event_has_a_reason(tables: Any) -> None:
     assert len(expected) > 40
 
 
+@pytest.mark.parametrize("header", ["ce-traceparent", "ce-dataschema", "Content-Type"])
+def test_no_header_of_bytes_that_are_no_text_stops_the_projector(header: str, tables: Any) -> None:
+    headers = {"ce-id": "1", "ce-source": "/x", "ce-type": "t", header: "a\udc80"}
+    tables.apply([Message("LOG", 1, "inbox.bob.x.t", 1_767_312_000_000_000_000, b"{}", headers)])
+    assert tables.one("select reason from quarantine") == {"reason": "utf8"}
+
+
 def test_bare_json_is_completed_from_its_message(tables: Any) -> None:
     message = Message("LOG", 1, "inbox.bob.alice.some.task", 1_767_312_000_123_456_789, b'{"q":1}')
     tables.apply([message])
