@@ -40,6 +40,18 @@ class SturdyClient(Client):
             log.debug("headers %r cannot be read: %r", headers[:200], error)
             return None
 
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        """As the library's, but a name is looked at once and not at each of its uses: this is in
+        the way of every message.
+        """
+        found: dict[str, str] = {}
+        for line in raw.split(b"\r\n"):
+            name, colon, value = line.partition(b":")
+            if colon and (key := _name(name) if len(name) <= _SHORT else _read_name(name)):
+                found[key] = value.strip().decode("utf-8", "replace")
+        return found
+
     async def _send_publish(
         self,
         subject: str,
@@ -88,6 +100,19 @@ def _plain_block(headers: dict[str, Any]) -> bytes:
         lines.append(f"{key}: {value}\r\n")
     lines.append("\r\n")
     return "".join(lines).encode()
+
+
+def _read_name(name: bytes) -> str:
+    """A header's name; nothing for one that is none."""
+    try:
+        key = name.strip().decode("ascii")
+    except UnicodeDecodeError:
+        return ""
+    return "" if any(character.isspace() for character in key) else key
+
+
+_SHORT = 64
+_name = functools.lru_cache(maxsize=256)(_read_name)
 
 
 @functools.lru_cache(maxsize=256)
