@@ -119,10 +119,17 @@ class Sender:
         return ids == [wire.id for wire in wires]
 
     async def _without_stored(self, wires: Sequence[Wire], error: Refused) -> list[PubAck]:
-        """A batch with an id that the stream has is refused whole: send what is new of it."""
+        """A batch with an id that the stream has is refused whole: send what is new of it.
+
+        Never past a fence: what carries an expectation, and is there under its id although it is
+        not ours, was written by somebody else.
+        """
         stored = await self._stored(wires)
         if not stored:
             raise error
+        for wire in wires:
+            if wire.id in stored and wire.expected is not None:
+                raise WrongSequence(wire.subject, wire.expected, stored[wire.id])
         stream = subject.stream_of(wires[0].subject)
         new = [wire for wire in wires if wire.id not in stored]
         acks = (

@@ -141,6 +141,16 @@ class InputCame(Exception):
     """Inputs arrived before an entry that they may make unnecessary; nothing was stored."""
 
 
+class Conflict(StratumError):
+    """Somebody else changed what an effect was decided on; nothing was stored, another attempt
+    decides anew.
+    """
+
+    def __init__(self, run: str, effects: Sequence[Append]) -> None:
+        expected = [e.subject for e in effects if e.expected_sequence is not None]
+        super().__init__(f"run {run}: {', '.join(expected) or 'its journal'} was changed meanwhile")
+
+
 class Damaged(StratumError):
     """A journal that cannot be read, with the sequence and the reason."""
 
@@ -236,7 +246,8 @@ class Journal:
         """Add an entry as the owner, in one atomic commit with the effects before it.
 
         Raises Fenced where another owner appeared, Exists where a new run was there already,
-        InputCame with `stop_at_input` where inputs came first.
+        InputCame with `stop_at_input` where inputs came first, Conflict where the expectation of
+        an effect did not hold.
         """
         async with self._lock:
             event = self._event(kind, entry, id)
@@ -244,8 +255,9 @@ class Journal:
                 first = Append(self.subject, event, expected_sequence=self.last_sequence)
                 try:
                     acks = await self._bus.commit([*effects, first])
-                except WrongSequence:
-                    await self._catch_up()
+                except WrongSequence as error:
+                    if not await self._catch_up():
+                        raise Conflict(self.run, effects) from error
                     if stop_at_input:
                         raise InputCame from None
                     continue
@@ -259,15 +271,14 @@ class Journal:
             await self._bus.publish(self.subject, self._event(kind, entry, id))
             await self.load()
 
-    async def _catch_up(self) -> None:
-        """Take in what came since; Fenced or Exists unless it was inputs only."""
+    async def _catch_up(self) -> bool:
+        """Take in what came since, if anything did; Fenced or Exists unless it was inputs only."""
         known, was_new = len(self.entries), not self.started
         await self.load()
         came = self.entries[known:]
-        if not came:
-            raise Damaged(f"run {self.run}: an append was refused, but nothing new is stored")
         if any(recorded.kind not in INPUTS for recorded in came):
             raise Exists if was_new else Fenced
+        return bool(came)
 
     def _event(self, kind: str, entry: Entry, id: str) -> Event[Any]:
         event = new(PREFIX + kind, entry, source=agent_source(self.agent), id=id, runid=self.run)

@@ -199,20 +199,27 @@ class Run:
         about: str | None = None,
         score: float | None = None,
         note: str | None = None,
+        expected_sequence: int | None = None,
     ) -> str:
-        """A note in the agent's memory; returns its id (`note`, where the id is given)."""
+        """A note in the agent's memory; returns its id (`note`, where the id is given).
+
+        With `expected_sequence` it holds only if that is still the last sequence of the memory's
+        kind; otherwise the handler is tried again, and can look again.
+        """
         n = self._cursor.next()
         append = memory.noted(
             self.agent, kind, text, data=data, tags=tags, about=about, score=score,
             note=note or f"{self.id}-{n}",
         )  # fmt: skip
-        return self._core.effect(n, append)
+        return self._core.effect(n, replace(append, expected_sequence=expected_sequence))
 
-    async def revise(self, note: str, kind: str, **changes: Any) -> str:
-        """Change fields of a note (see `memory.Revised`)."""
+    async def revise(
+        self, note: str, kind: str, *, expected_sequence: int | None = None, **changes: Any
+    ) -> str:
+        """Change fields of a note (see `memory.Revised`); `expected_sequence` as in `remember`."""
         n = self._cursor.next()
-        id = f"{self.id}-{n}"
-        return self._core.effect(n, memory.revised(self.agent, kind, note, id=id, **changes))
+        append = memory.revised(self.agent, kind, note, id=f"{self.id}-{n}", **changes)
+        return self._core.effect(n, replace(append, expected_sequence=expected_sequence))
 
     async def retract(self, note: str, kind: str, reason: str = "") -> str:
         """Take a note back."""

@@ -5,9 +5,9 @@ that is relevant, and redraws the picture of the field. All of it is one commit 
 run, so a paper is read as a whole or not at all.
 
 Twice is once. An event handled again is refused by its run's journal. A version is read only where
-the library, brought up to date before each paper, has no same or newer one. The note of a paper has
-an id made from the paper's: where two instances note two versions at the same moment, the log
-refuses the second commit as a duplicate, and its next attempt finds the note and revises it.
+the library, brought up to date before each paper, has no same or newer one. And a note is made only
+if no other came in between: where two instances note two versions at the same moment, the log
+refuses the second commit, and its next attempt finds the note and revises it.
 
 An instance reads one paper after the other (concurrency 1), since each is read in the light of those
 before it. With several instances two papers read at the same moment do not see each other: neither
@@ -52,8 +52,8 @@ def create(
 
     @agent.on(intake.PUBLISHED)
     async def read(run: Run, event: Event[Paper]) -> None:
-        await catch_up(run.bus, run.agent, library)
-        await _read(run, event.data, library, assessor, settings)
+        known_to = await catch_up(run.bus, run.agent, library)
+        await _read(run, event.data, library, assessor, settings, known_to)
 
     if settings.feeds:
 
@@ -64,27 +64,39 @@ def create(
     return agent
 
 
-async def catch_up(bus: Bus, agent: str, library: Library) -> None:
-    """Fold in what came into the agent's memory since: its own notes and another instance's."""
+async def catch_up(bus: Bus, agent: str, library: Library) -> int:
+    """Fold in what came into the agent's memory since: its own notes and another instance's.
+
+    Returns the last sequence of the notes on papers that the library knows.
+    """
     subjects = {kind: subject.memory(agent, kind) for kind in (PAPER, FIELD)}
-    newest = [await bus.last(each) for each in subjects.values()]
-    if all(message is None or message.sequence <= library.sequence for message in newest):
-        return
+    newest = {kind: await bus.last(each) for kind, each in subjects.items()}
+    paper = newest[PAPER]
+    known_to = paper.sequence if paper else 0
+    if all(each is None or each.sequence <= library.sequence for each in newest.values()):
+        return known_to
     filters = list(subjects.values())
     async with bus.read(filters=filters, start=library.sequence + 1) as reader:
         taken = 0
         async for message in reader:
             kind = subject.parse(message.subject).kind
+            known_to = max(known_to, message.sequence) if kind == PAPER else known_to
             try:
                 library.apply(message.sequence, kind, await bus.event(message))
             except (InvalidEvent, BlobError) as error:
                 log.debug("memory of %s: passed over %s", agent, error)
             if (taken := taken + 1) % _YIELD_EVERY == 0:
                 await anyio.lowlevel.checkpoint()
+    return known_to
 
 
 async def _read(
-    run: Run, paper: Paper, library: Library, assessor: Assessor, settings: Settings
+    run: Run,
+    paper: Paper,
+    library: Library,
+    assessor: Assessor,
+    settings: Settings,
+    known_to: int,
 ) -> None:
     name = note_id(run.agent, paper.id)
     known = library.get(paper.id)
@@ -95,9 +107,9 @@ async def _read(
     text, fields = assess.sentence(note), _fields(note)
     if known:
         name = known.note
-        await run.revise(name, PAPER, text=text, **fields)
+        await run.revise(name, PAPER, expected_sequence=known_to, text=text, **fields)
     else:
-        await run.remember(PAPER, text, note=name, **fields)
+        await run.remember(PAPER, text, note=name, expected_sequence=known_to, **fields)
     await _tell(run, name, note, settings, revised=known is not None)
     with library.supposing(name, note) as after:
         picture = field.picture(after)
