@@ -72,7 +72,7 @@ class Looping(Struct, frozen=True, forbid_unknown_fields=True):
 class CrashLoop(Struct, frozen=True, forbid_unknown_fields=True):
     """`deaths` processes of an agent ended unasked within `seconds`."""
 
-    deaths: Annotated[int, Meta(ge=2)] = 5
+    deaths: Annotated[int, Meta(ge=2)] = 6
     seconds: Seconds = 60.0
 
 

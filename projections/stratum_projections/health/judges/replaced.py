@@ -1,0 +1,34 @@
+"""Whether another instance has taken the place of one that was found wrong."""
+
+from __future__ import annotations
+
+from stratum_bus.thresholds import HealthConfig
+from stratum_projections.health.known import Known, Opened
+
+
+def replaced(known: Known, config: HealthConfig, opened: Opened) -> str:
+    """Why an incident of an instance is over though it never recovered; "" where it is not.
+
+    A supervised instance has a place (`slot`), which another one takes. Of others there have to
+    be as many again as there were (`living`).
+    """
+    incident = opened.incident
+    state = known.agent(incident.agent)
+    if state.stopped:
+        return "the agent was stopped by command"
+    if state.quarantined:
+        return "the agent is quarantined"
+    slot = int(incident.evidence.get("slot", 0))
+    if state.instances and slot > state.instances:
+        return f"the agent was scaled down to {state.instances}"
+    ready = [
+        life
+        for life in known.living(incident.agent, config.dead.seconds)
+        if life.ready and life.instance != incident.instance
+    ]
+    if slot:
+        ready = [life for life in ready if life.slot == slot]
+        return f"{ready[0].instance} has taken its place" if ready else ""
+    if len(ready) >= int(incident.evidence.get("living", 1)):
+        return f"{', '.join(sorted(life.instance for life in ready)[:3])} run in its place"
+    return ""
