@@ -1,9 +1,10 @@
-"""Task groups whose failures arrive as they are."""
+"""Task groups whose failures arrive as they are, and cancellations that are nobody's."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 from anyio.abc import TaskGroup
@@ -20,3 +21,19 @@ async def task_group() -> AsyncIterator[TaskGroup]:
             yield tasks
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
+
+
+@contextmanager
+def own_cancellation() -> Iterator[None]:
+    """Around other people's code: let only a cancellation of this very task through.
+
+    Awaiting a task or future that somebody cancelled raises CancelledError too, and would end the
+    task that handles the message without a word; it comes out as RuntimeError.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise RuntimeError("something that was awaited had been cancelled") from error

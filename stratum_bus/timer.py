@@ -13,10 +13,13 @@ import msgspec
 
 from stratum_bus import subject
 from stratum_bus.jetstream import Connection, api_answer
+from stratum_bus.read import last
 
 STREAM = "TIMERS"
 FIRED_TTL = "168h"
 SECONDS = 5.0
+
+_SCHEDULE = "Nats-Schedule"
 
 
 async def schedule(connection: Connection, agent: str, run: str, name: str, at: datetime) -> int:
@@ -25,9 +28,15 @@ async def schedule(connection: Connection, agent: str, run: str, name: str, at: 
     return await _publish(connection, agent, run, name, f"@at {when}")
 
 
-async def repeat(connection: Connection, agent: str, run: str, name: str, every: str) -> int:
-    """Have a timer fire again and again: `@every 90s`, or a cron line of six fields."""
-    return await _publish(connection, agent, run, name, every)
+async def keep(connection: Connection, agent: str, run: str, name: str, every: str) -> None:
+    """Have a timer fire again and again: `@every 90s`, or a cron line of six fields.
+
+    One that is there already is left alone: to set it again would begin its time anew, and an
+    agent that is restarted more often than that would never see it fire.
+    """
+    there = await last(connection, STREAM, subject.timer(agent, run, name))
+    if there is None or (there.headers or {}).get(_SCHEDULE) != every:
+        await _publish(connection, agent, run, name, every)
 
 
 async def cancel(connection: Connection, agent: str, run: str, name: str) -> None:
@@ -39,7 +48,7 @@ async def cancel(connection: Connection, agent: str, run: str, name: str) -> Non
 async def _publish(connection: Connection, agent: str, run: str, name: str, pattern: str) -> int:
     to = subject.timer(agent, run, name)
     headers = {
-        "Nats-Schedule": pattern,
+        _SCHEDULE: pattern,
         "Nats-Schedule-Target": subject.fire(agent, run, name),
         "Nats-Schedule-TTL": FIRED_TTL,
     }

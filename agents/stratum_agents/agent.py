@@ -12,14 +12,17 @@ import msgspec
 from stratum_agents.run import Run
 from stratum_bus import subject
 from stratum_bus.bus import Bus
-from stratum_bus.consume import Outcome
 from stratum_bus.event import Event
 from stratum_bus.schema import canonical
 
-Handle = Callable[[Run, Any], Awaitable[Outcome | None]]
+Handle = Callable[[Run, Any], Awaitable[Any]]
 Task = Callable[[Bus, anyio.Event], Coroutine[Any, Any, None]]
 H = TypeVar("H", bound=Handle)
 T = TypeVar("T", bound=Task)
+
+
+SCHEDULED = "stratum.schedule."
+"""The type of the event that starts a scheduled run, before the schedule's name."""
 
 
 class Handler(msgspec.Struct, frozen=True):
@@ -77,15 +80,11 @@ class Agent:
                 schedule if schedule.startswith("@") or " " in schedule else f"@every {schedule}"
             )
             self.schedules[schedule_name] = pattern
-            type = f"every:{schedule_name}"
+            type = SCHEDULED + schedule_name
             self.handlers[type] = Handler(type, function, _data_type(function))
             return function
 
         return add
-
-    def on_schedule(self, name: str) -> Handler | None:
-        """The handler of a schedule; None where it is not declared any more."""
-        return self.handlers.get(f"every:{name}")
 
     def task(self, function: T) -> T:
         """Run `async def task(bus, stop)` beside the handlers, as long as the instance lives."""

@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from stratum_agents.failure import JournalMismatch, ReplayedToEnd, RunCancelled, Suspended
-from stratum_agents.journal import Effect, Entry, Journal, Origin, Recorded
-from stratum_agents.values import unpack
+from stratum_agents.clock import SYSTEM, Clock
+from stratum_agents.failure import (
+    JournalMismatch,
+    ReplayedToEnd,
+    RunCancelled,
+    RunFailed,
+    Suspended,
+)
+from stratum_agents.journal import (
+    SENT,
+    Damaged,
+    Effect,
+    Entry,
+    InputCame,
+    Journal,
+    Origin,
+    Recorded,
+)
+from stratum_agents.values import pack, unpack
 from stratum_bus.bus import Bus
-from stratum_bus.event import RawEvent
+from stratum_bus.errors import BlobError
+from stratum_bus.event import Raw, RawEvent, encode_value
 from stratum_bus.message import Message
 from stratum_bus.publish import Append
 
-Clock = Callable[[], datetime]
+T = TypeVar("T")
 
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
+EFFECTS_MAX = 500
+"""So many messages and notes are committed together; more, by an entry of their own in between."""
 
 
 class Cursor:
     """Numbers the calls of a handler, or of a branch: `1`, `2`, … or `3.1.1`, `3.1.2`, …"""
 
-    def __init__(self, core: Core, prefix: str = "") -> None:
+    def __init__(self, core: Core, branch: str = "") -> None:
         self._core = core
-        self._prefix = prefix
         self._number = 0
+        self.branch = branch
+        self.gathering = False
 
     def next(self) -> str:
+        if self.gathering:
+            self._core.stop(
+                RunFailed(
+                    "a call on a run while its gather is at work has no place of its own: give "
+                    "gather functions of a run, as in run.gather(lambda run: work(run, item))"
+                )
+            )
         self._number += 1
-        n = f"{self._prefix}{self._number}"
-        self._core.take(n)
+        n = f"{self.branch}.{self._number}" if self.branch else str(self._number)
+        self._core.ask(n)
         return n
 
 
@@ -56,7 +81,7 @@ class Core:
         attempt: int,
         holder: str,
         instance: str,
-        clock: Clock = utc_now,
+        clock: Clock = SYSTEM,
         live: bool = True,
     ) -> None:
         self._bus = bus
@@ -67,16 +92,19 @@ class Core:
         self.attempt = attempt
         self.clock = clock
         self.live = live
-        self.now = message.time
         self.active = 1
         self.compensations: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
-        self.children: list[tuple[str, str]] = []
+        self.children: list[tuple[str, str, str]] = []
         self.unwinding = False
-        self._first = Entry(origin=origin, holder=holder, instance=instance)
+        self.stopped: BaseException | None = None
+        self.ways_on: list[Callable[[], bool]] = []
+        self.asked: set[str] = set()
+        self._ahead = {n for n in journal.positions() if n[0].isdigit()}
+        self._times: dict[str, datetime] = {}
+        self._first = Entry(origin=origin, holder=holder, delivery=attempt, instance=instance)
         self._buffer: list[tuple[str, Append]] = []
         self._new_versions: list[str] = []
-        self.asked: set[str] = set()
-        self._to_be_asked = set(journal.decided)
+        self._old_versions: set[str] = set()
 
     @property
     def bus(self) -> Bus:
@@ -84,52 +112,198 @@ class Core:
             raise ReplayedToEnd("something outside the journal")
         return self._bus
 
-    def take(self, n: str) -> None:
-        """A call of the handler takes a position."""
+    def ask(self, n: str) -> None:
+        """The handler has come to a position."""
         self.asked.add(n)
-        self._to_be_asked.discard(n)
+        self._ahead.discard(n)
+
+    # What ends the run's call here, for good.
+
+    def stop(self, reason: BaseException) -> NoReturn:
+        """Raise `reason`, here and at every further call of the run.
+
+        So a handler that catches it (`except Exception`) cannot go on as if a step had failed.
+        """
+        if self.stopped is None:
+            self.stopped = reason
+        raise self.stopped
+
+    async def must(self, doing: Awaitable[T]) -> T:
+        """Do a part of our own work: what goes wrong there stops the run's call."""
+        try:
+            return await doing
+        except (InputCame, asyncio.CancelledError):
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again, there or by what came first
+            self.stop(error)
+
+    def check(self) -> None:
+        if self.stopped is not None:
+            raise self.stopped
+
+    # What the journal holds.
 
     def recorded(self, n: str, asked: str) -> Recorded | None:
-        """What the journal holds for a position; raises JournalMismatch where it is another call.
+        """What was decided at a position; raises JournalMismatch where it is another call.
 
         `asked` is the name of the call, as in `step:summarise`.
         """
-        if n in self.journal.effects:
-            raise self._mismatch(n, _shown(self.journal.effects[n]), asked)
+        held = self._held(n)
+        if held and held != asked:
+            self.mismatch(n, held, asked)
+        if not held:
+            self._nothing_behind(n, asked)
         found = self.journal.decided.get(n)
-        tried = self.journal.attempts.get(n)
-        known = found or self.journal.waits.get(n) or (tried[0] if tried else None)
-        if known is not None and known.entry.name != asked:
-            raise self._mismatch(n, known.entry.name, asked)
-        if found is None and known is None and self._decided_later(n):
-            raise self._mismatch(n, "nothing, but later calls", asked)
         if found is not None:
-            self.now = max(self.now, found.time)
+            self._seen(n, found.time)
         return found
 
+    def unrecorded(self, n: str, asked: str) -> None:
+        """A call that is never journaled; raises JournalMismatch where its place is taken."""
+        if held := self._held(n):
+            self.mismatch(n, held, asked)
+
     def effect(self, n: str, append: Append) -> str:
-        """Buffer a message or note; skip it where it is in the log already."""
+        """Buffer a message or note; skip it where it is in the log already. Raises EncodeError."""
         effect = Effect(n, append.subject, append.event.type)
-        journaled = self.journal.effects.get(n)
-        if journaled is None and n in self.journal.decided:
-            raise self._mismatch(n, self.journal.decided[n].entry.name, _shown(effect))
-        if journaled is not None and journaled != effect:
-            raise self._mismatch(n, _shown(journaled), _shown(effect))
-        if journaled is None:
+        held = self._held(n)
+        if held and self.journal.effects.get(n) != effect:
+            self.mismatch(n, held, _shown(effect))
+        if not held:
+            self._nothing_behind(n, _shown(effect))
             self.before_live(n)
             caused = replace(
                 append.event,
+                # As it is now: whoever passed it may change it before it is committed.
+                data=Raw(encode_value(append.event.data, "$.data")),
                 runid=self.journal.run,
-                causationid=self.event.id,
+                causationid=append.event.causationid or self.event.id,
                 correlationid=self.event.correlationid or self.event.id,
                 traceparent=self.event.traceparent,
             )
             self._buffer.append((n, replace(append, event=caused)))
         return append.event.id
 
-    def drop_effects(self) -> None:
-        """Forget what was buffered behind the last entry: it was not committed, and will not be."""
+    def version(self, name: str, since: datetime | None) -> bool:
+        self.check()
+        if name in self.journal.versions or name in self._new_versions:
+            return True
+        went_past = bool(self._ahead)  # without it
+        if went_past or name in self._old_versions or (since and self.message.time < since):
+            self._old_versions.add(name)
+            return False
+        self._new_versions.append(name)
+        return True
+
+    async def result(self, recorded: Recorded, kind: Any = Any) -> Any:
+        """The journaled result, as `kind`."""
+        entry, raw = recorded.entry, recorded.entry.result
+        try:
+            if entry.packed:
+                raw = Raw(msgspec.json.encode(await self.must(self._unpacked(recorded))))
+            return msgspec.json.decode(raw, type=kind)
+        except msgspec.ValidationError as error:
+            self.mismatch(entry.n, f"a result of {entry.name}", f"another type of it ({error})")
+
+    async def _unpacked(self, recorded: Recorded) -> Any:
+        try:
+            return await unpack(self.bus.connection, recorded.entry.result)
+        except BlobError as error:
+            where = f"run {self.journal.run}: entry {recorded.sequence}"
+            raise Damaged(f"{where} is damaged: {error}") from error
+
+    def check_end(self) -> None:
+        """At the handler's end: JournalMismatch where the journal holds calls it did not make."""
+        for n in sorted(self._ahead):
+            self.mismatch(n, self._held(n), "nothing more")
+
+    # Time, for each branch its own: what another one journaled in the meantime is chance.
+
+    def now(self, branch: str) -> datetime:
+        return self._times.get(branch, self.message.time)
+
+    def pass_time(self, come_from: str, to: str) -> None:
+        """A branch begins, or ends into another."""
+        self._times[to] = max(self.now(come_from), self.now(to))
+
+    def _seen(self, n: str, time: datetime) -> None:
+        branch = _place(n)[0]
+        self._times[branch] = max(self.now(branch), time)
+
+    # Going on live.
+
+    def before_live(self, n: str) -> None:
+        """Called where the journal ends: may this call go on live?"""
+        self.check()
+        if not self.live:
+            raise ReplayedToEnd(n)
+        if self.unwinding:
+            return
+        if self.journal.cancel is not None or self.journal.compensating is not None:
+            raise RunCancelled
+        if self.journal.paused:
+            self.ways_on.append(lambda: not self.journal.paused)
+            raise Suspended
+
+    def can_go_on(self) -> bool:
+        """Whether something came meanwhile that one of the branches has let go for."""
+        cancelled = self.journal.cancel is not None and not self.unwinding
+        return cancelled or any(way_on() for way_on in self.ways_on)
+
+    async def append(
+        self, kind: str, entry: Entry, *, id: str, stop_at_input: bool = False
+    ) -> None:
+        """Commit an entry with the effects and versions buffered so far; see `Journal.append`."""
+        self.check()
+        taken, self._buffer = self._buffer, []
+        versions, self._new_versions = self._new_versions, []
+        if taken or versions:
+            effects = [Effect(n, append.subject, append.event.type) for n, append in taken]
+            entry = replace(entry, effects=effects, versions=versions)
+        if not self.journal.started:
+            first = self._first
+            entry = replace(
+                entry, origin=first.origin, holder=first.holder, delivery=first.delivery,
+                instance=first.instance,
+            )  # fmt: skip
+        try:
+            await self.must(
+                self.journal.append(
+                    kind, entry, id=id, effects=[a for _, a in taken], stop_at_input=stop_at_input
+                )
+            )
+        except InputCame:
+            self._buffer = taken + self._buffer
+            self._new_versions = versions + self._new_versions
+            raise
+        if decided := self.journal.decided.get(entry.n):
+            self._seen(entry.n, decided.time)
+
+    async def flush(self) -> None:
+        """Commit what is buffered where it is as much as goes into one commit."""
+        if len(self._buffer) >= EFFECTS_MAX:
+            await self.append(SENT, Entry(), id=f"{self.journal.run}-{self._buffer[-1][0]}-sent")
+
+    async def pack(self, value: Any) -> tuple[Any, bool]:
+        """A result as an entry holds it; raises EncodeError."""
+        return await self.must(pack(self.bus.connection, value, "$.result"))
+
+    def before_end(self) -> None:
+        """The handler has returned: nothing stops the run any more, and a replay ends here."""
+        if not self.live:
+            raise ReplayedToEnd("end")
+        self.unwinding = True
+
+    def unwind(self) -> None:
+        """From here on the run only undoes and ends; what was not committed is forgotten."""
+        self.unwinding = True
+        self.stopped = None
         self._buffer.clear()
+
+    def park(self) -> None:
+        """As `unwind`, and the ways that the code took are open again."""
+        self.unwind()
+        self._new_versions.clear()
 
     def again(self) -> Core:
         """The same run for another call of its handler, with the journal as it is now."""
@@ -141,85 +315,29 @@ class Core:
             clock=self.clock, live=self.live,
         )  # fmt: skip
 
-    def before_end(self) -> None:
-        """The handler has returned: nothing stops the run any more, and a replay ends here."""
-        if not self.live:
-            raise ReplayedToEnd("end")
-        self.unwinding = True
-
-    def before_live(self, n: str) -> None:
-        """Called where the journal ends: may this call go on live?"""
-        if not self.live:
-            raise ReplayedToEnd(n)
-        if self.unwinding:
-            return
-        if self.journal.cancel is not None or self.journal.compensating is not None:
-            raise RunCancelled
-        if self.journal.paused:
-            raise Suspended
-
-    async def append(
-        self, kind: str, entry: Entry, *, id: str, stop_at_input: bool = False
-    ) -> None:
-        """Commit an entry with the effects and versions buffered so far; see `Journal.append`."""
-        taken, self._buffer = self._buffer, []
-        versions, self._new_versions = self._new_versions, []
-        if taken or versions:
-            effects = [Effect(n, append.subject, append.event.type) for n, append in taken]
-            entry = replace(entry, effects=effects, versions=versions)
-        if not self.journal.started:
-            first = self._first
-            entry = replace(
-                entry, origin=first.origin, holder=first.holder, instance=first.instance
-            )
-        try:
-            await self.journal.append(
-                kind, entry, id=id, effects=[a for _, a in taken], stop_at_input=stop_at_input
-            )
-        except BaseException:
-            self._buffer = taken + self._buffer
-            self._new_versions = versions + self._new_versions
-            raise
-        self.now = max(self.now, self.journal.entries[-1].time)
-
-    def version(self, name: str, since: datetime | None) -> bool:
-        if name in self.journal.versions or name in self._new_versions:
-            return True
-        if self._to_be_asked:
-            return False  # it went past here without
-        if since is not None and self.message.time < since:
-            return False
-        self._new_versions.append(name)
-        return True
-
-    async def result(self, recorded: Recorded, kind: Any = Any) -> Any:
-        """The journaled result, as `kind`."""
-        raw = recorded.entry.result
-        if recorded.entry.packed:
-            return msgspec.convert(await unpack(self.bus.connection, raw), kind)
-        return msgspec.json.decode(raw, type=kind)
-
-    def check_end(self) -> None:
-        """At the handler's end: JournalMismatch where the journal holds calls it did not make."""
-        for n in {**self.journal.decided, **self.journal.effects}:
-            if n not in self.asked and n[0].isdigit():
-                held = self.journal.effects.get(n)
-                shown = _shown(held) if held else self.journal.decided[n].entry.name
-                raise self._mismatch(n, shown, "nothing more")
-
-    def _decided_later(self, n: str) -> bool:
-        """Whether the journal went on behind this position, in the same branch, without it."""
-        if not self._to_be_asked:
-            return False
-        branch, number = _place(n)
-        return any(at == branch and later > number for at, later in map(_place, self._to_be_asked))
-
-    def _mismatch(self, n: str, journaled: str, asked: str) -> JournalMismatch:
+    def mismatch(self, n: str, journaled: str, asked: str) -> NoReturn:
         advice = (
             "The handler was changed, or is not deterministic: put the change behind "
             'run.version("…"), or let the run end with the code it began with.'
         )
-        return JournalMismatch(self.journal.run, n, journaled, asked, advice)
+        self.stop(JournalMismatch(self.journal.run, n, journaled, asked, advice))
+
+    def _held(self, n: str) -> str:
+        """What the journal holds at a position, "" for nothing."""
+        self.check()
+        journal = self.journal
+        if n in journal.effects:
+            return _shown(journal.effects[n])
+        tried = journal.attempts.get(n)
+        known = journal.decided.get(n) or journal.waits.get(n) or (tried[0] if tried else None)
+        return known.entry.name if known else ""
+
+    def _nothing_behind(self, n: str, asked: str) -> None:
+        """JournalMismatch where the journal went on behind a position, in its branch, without it."""
+        if self._ahead:
+            branch, number = _place(n)
+            if any(at == branch and other > number > 0 for at, other in map(_place, self._ahead)):
+                self.mismatch(n, "nothing, but later calls", asked)
 
 
 def _shown(effect: Effect) -> str:

@@ -6,7 +6,8 @@ RunError
 ├── WaitTimeout       nothing came in time
 ├── JournalMismatch   the handler asks for something else than its journal holds
 └── RunFailed         raised by a handler: this run fails now, for this reason
-    └── Rejected      the handler returned Reject
+    ├── Rejected      the handler returned Reject
+    └── Unreadable    the event's data is not what the handler says it wants
 
 RunCancelled and the other ends of a run are no Exceptions: a handler may clean up, not swallow them.
 """
@@ -54,6 +55,10 @@ class Rejected(RunFailed):
     """The handler returned Reject: the event can never be handled."""
 
 
+class Unreadable(RunFailed):
+    """The event's data does not fit the type that the handler is annotated with."""
+
+
 class JournalMismatch(RunError):
     """The handler and the journal differ at position `n`."""
 
@@ -87,7 +92,12 @@ def failure_of(error: BaseException) -> Failure:
     cause = error.__cause__ or error.__context__
     return Failure(
         type(error).__name__,
-        str(error),
-        "".join(frames)[-4000:],
-        f"{type(cause).__name__}: {cause}" if cause else "",
+        _text(str(error)),
+        _text("".join(frames)[-4000:]),
+        _text(f"{type(cause).__name__}: {cause}") if cause else "",
     )
+
+
+def _text(text: str) -> str:
+    """What fits into a journal entry, whatever an error has put into its message."""
+    return text[:8000].encode(errors="replace").decode()

@@ -3,7 +3,8 @@
 The owner of a run appends its entries with the subject's last sequence as expectation: that is the
 fence. Others append only inputs (signals, fired timers, requests), without one. So an owner whose
 append is refused reads what came in between: inputs are taken in and the append is tried again; an
-entry of another owner means that the run was taken over, and the late one stops (Fenced).
+entry of another owner means that the run was taken over, and the late one stops (Fenced). The ids of
+an owner's entries are its own: the same step done by two is never taken for one answer sent twice.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+import anyio
 import msgspec
 from msgspec.structs import astuple, replace
 
+from stratum_agents.clock import SYSTEM, Clock
 from stratum_bus import subject
 from stratum_bus.bus import Bus
-from stratum_bus.errors import NotFound, StratumError, WrongSequence
-from stratum_bus.event import Event, Raw, agent_source, new, typed
+from stratum_bus.errors import (
+    BlobError,
+    InvalidEvent,
+    NotFound,
+    Refused,
+    StratumError,
+    WrongSequence,
+)
+from stratum_bus.event import Event, Raw, agent_source, new, typed, uuid7
 from stratum_bus.message import Message
 from stratum_bus.publish import Append
 from stratum_bus.schema import event_type
@@ -33,7 +43,7 @@ RESUMED, SUSPENDED, COMPENSATING = "resumed", "suspended", "compensating"
 SIGNALLED, FIRED = "signalled", "fired"
 CANCEL, PAUSE, CONTINUE = "cancel.requested", "pause.requested", "continue.requested"
 COMPLETED, FAILED, CANCELLED, CONTINUED = "completed", "failed", "cancelled", "continued"
-PARKED, FORKED = "parked", "forked"
+PARKED, FORKED, SENT = "parked", "forked", "sent"
 
 INPUTS = {SIGNALLED, FIRED, CANCEL, PAUSE, CONTINUE}
 """What others may add to a run, without owning it."""
@@ -43,6 +53,8 @@ INHERITED = {STEP_COMPLETED, STEP_FAILED, WAITING, WAIT_COMPLETED, SIGNALLED, FI
 
 ENDS = {COMPLETED, FAILED, CANCELLED, CONTINUED}
 """After one of these nothing is added."""
+
+DUPLICATE_IN_BATCH = 10201
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -78,8 +90,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `n` is the position in the handler (`3`, or `3.1.2` in a branch), `name` the step's name or
     what is waited for. `packed` says that `result` refers to blobs (see `values`). `holder` is
-    the message in whose delivery the owner works, as `<stream>-<sequence>`. `suspends` says that
-    the owner let go of the run after this entry.
+    the message in whose delivery the owner works, as `<stream>-<sequence>`, `delivery` which one
+    of it this is. `suspends` says that the owner let go of the run after this entry.
     """
 
     n: str = ""
@@ -98,6 +110,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     versions: list[str] = []
     origin: Origin | None = None
     holder: str = ""
+    delivery: int = 0
     instance: str = ""
     reason: str = ""
     run: str = ""
@@ -111,11 +124,12 @@ class RawEntry(Entry, frozen=True, omit_defaults=True):
     result: Raw = Raw(b"null")
 
 
-for _kind in (
+KINDS = {
     STEP_COMPLETED, STEP_FAILED, WAITING, WAIT_COMPLETED, RESUMED, SUSPENDED, COMPENSATING,
     SIGNALLED, FIRED, CANCEL, PAUSE, CONTINUE, COMPLETED, FAILED, CANCELLED, CONTINUED, PARKED,
-    FORKED,
-):  # fmt: skip
+    FORKED, SENT,
+}  # fmt: skip
+for _kind in sorted(KINDS):
     event_type(PREFIX + _kind)(Entry)
 
 
@@ -158,8 +172,10 @@ class Damaged(StratumError):
 class Journal:
     """What is known of a run, and the way to add to it."""
 
-    def __init__(self, bus: Bus | None, agent: str, run: str) -> None:
+    def __init__(self, bus: Bus | None, agent: str, run: str, clock: Clock = SYSTEM) -> None:
         self._maybe_bus = bus
+        self._clock = clock
+        self._owner = f".{uuid7()[-12:]}"
         self.agent = agent
         self.run = run
         self.subject = subject.run(agent, run)
@@ -174,6 +190,8 @@ class Journal:
         self.taken: set[str] = set()
         self.origin: Origin | None = None
         self.holder = ""
+        self.delivery = 0
+        self.instance = ""
         self.state = "new"
         self.suspended = False
         self.cancel: Recorded | None = None
@@ -196,10 +214,17 @@ class Journal:
         return journal
 
     async def load(self) -> Journal:
-        """Read what is stored and not yet known. Raises Damaged."""
+        """Read what is stored and not yet known. Raises Damaged, having taken in all the rest."""
+        damage: Damaged | None = None
         async with self._bus.read(filters=[self.subject], start=self.last_sequence + 1) as reader:
             async for message in reader:
-                await self._take_in(message)
+                try:
+                    await self._take_in(message)
+                except Damaged as error:
+                    damage = damage or error
+                    self.last_sequence = message.sequence
+        if damage is not None:
+            raise damage
         return self
 
     @property
@@ -215,11 +240,15 @@ class Journal:
         """Inputs of a kind that nothing has taken yet, in the order of the log."""
         return [r for id, r in self.inputs.items() if r.kind == kind and id not in self.taken]
 
-    def wakes(self, kind: str, entry: Entry) -> bool:
+    def positions(self) -> set[str]:
+        """Where in the handler something is journaled."""
+        return {*self.decided, *self.waits, *self.attempts, *self.effects}
+
+    def wakes(self, id: str, kind: str, entry: Entry) -> bool:
         """Whether an input is a reason to resume the run, where its owner let go of it."""
         if kind in (CANCEL, CONTINUE):
             return True
-        if self.paused or self.parked is not None:
+        if self.paused or self.parked is not None or id in self.taken:
             return False
         if kind == SIGNALLED:
             open_waits = (wait.entry for n, wait in self.waits.items() if n not in self.decided)
@@ -245,43 +274,57 @@ class Journal:
     ) -> None:
         """Add an entry as the owner, in one atomic commit with the effects before it.
 
-        Raises Fenced where another owner appeared, Exists where a new run was there already,
-        InputCame with `stop_at_input` where inputs came first, Conflict where the expectation of
-        an effect did not hold.
+        Once begun it is not cancelled. Raises Fenced where another owner appeared, Exists where a
+        new run was there already, InputCame with `stop_at_input` where inputs came first, Conflict
+        where the expectation of an effect did not hold.
         """
         async with self._lock:
-            event = self._event(kind, entry, id)
-            while True:
-                first = Append(self.subject, event, expected_sequence=self.last_sequence)
-                try:
-                    acks = await self._bus.commit([*effects, first])
-                except WrongSequence as error:
-                    if not await self._catch_up():
-                        raise Conflict(self.run, effects) from error
-                    if stop_at_input:
-                        raise InputCame from None
-                    continue
-                self._fold(Recorded(kind, acks[-1].sequence, event.time, id, _raw(entry)))  # type: ignore[arg-type]
-                return
+            with anyio.CancelScope(shield=True):
+                await self._append(kind, entry, id, effects, stop_at_input)
+
+    async def _append(
+        self, kind: str, entry: Entry, id: str, effects: Sequence[Append], stop_at_input: bool
+    ) -> None:
+        event = self._event(kind, entry, id + self._owner)
+        while True:
+            own = Append(self.subject, event, expected_sequence=self.last_sequence)
+            try:
+                acks = await self._bus.commit([*effects, own])
+            except (WrongSequence, Refused) as error:
+                if isinstance(error, Refused) and error.code != DUPLICATE_IN_BATCH:
+                    raise
+                came = await self._catch_up()
+                if event.id in came:
+                    return  # it had been stored, and its answer lost
+                if not came:
+                    raise Conflict(self.run, effects) from error
+                if stop_at_input:
+                    raise InputCame from None
+                continue
+            time = event.time or self._clock.now()
+            self._fold(Recorded(kind, acks[-1].sequence, time, event.id, _raw(entry)))
+            return
 
     async def add_input(self, kind: str, entry: Entry, *, id: str) -> None:
         """Add an input without owning the run; the same id is added once."""
-        await self.load()
         if id not in self.inputs:
             await self._bus.publish(self.subject, self._event(kind, entry, id))
             await self.load()
 
-    async def _catch_up(self) -> bool:
-        """Take in what came since, if anything did; Fenced or Exists unless it was inputs only."""
+    async def _catch_up(self) -> set[str]:
+        """Take in what came since and return its ids; Fenced or Exists where it is another's."""
         known, was_new = len(self.entries), not self.started
         await self.load()
         came = self.entries[known:]
-        if any(recorded.kind not in INPUTS for recorded in came):
+        if any(r.kind not in INPUTS and not r.id.endswith(self._owner) for r in came):
             raise Exists if was_new else Fenced
-        return bool(came)
+        return {recorded.id for recorded in came}
 
     def _event(self, kind: str, entry: Entry, id: str) -> Event[Any]:
-        event = new(PREFIX + kind, entry, source=agent_source(self.agent), id=id, runid=self.run)
+        event = new(
+            PREFIX + kind, entry, source=agent_source(self.agent), id=id, runid=self.run,
+            time=self._clock.now(),
+        )  # fmt: skip
         origin = entry.origin or self.origin
         return replace(
             event,
@@ -295,11 +338,11 @@ class Journal:
             event = await self._bus.event(message)
             kind = event.type.removeprefix(PREFIX)
             entry = typed(event, RawEntry).data
-        except StratumError as error:
+        except (InvalidEvent, BlobError) as error:
             raise Damaged(
                 f"run {self.run}: entry {message.sequence} is damaged: {error}"
             ) from error
-        if not event.type.startswith(PREFIX):
+        if kind not in KINDS or not event.type.startswith(PREFIX):
             raise Damaged(f"run {self.run}: {message.sequence} is a {event.type}, no journal entry")
         recorded = Recorded(kind, message.sequence, event.time or message.time, event.id, entry)
         if kind == FORKED:
@@ -340,7 +383,8 @@ class Journal:
         self.effects.update({effect.n: effect for effect in entry.effects})
         self.versions.update(entry.versions)
         self.origin = entry.origin or self.origin
-        self.holder = entry.holder or self.holder
+        if entry.holder:
+            self.holder, self.delivery, self.instance = entry.holder, entry.delivery, entry.instance
         self.suspended = entry.suspends
         if entry.input:
             self.taken.add(entry.input)

@@ -86,15 +86,15 @@ class Run:
 
     def now(self) -> datetime:
         """The time of the last thing that was journaled; at first, when the event was stored."""
-        return self._core.now
+        return self._core.now(self._cursor.branch)
 
     def random(self) -> random.Random:
         """A generator seeded by the run and the position."""
-        return random.Random(f"{self.id}/{self._cursor.next()}")
+        return random.Random(f"{self.id}/{self._chance('random')}")
 
     def uuid(self) -> uuid.UUID:
         """An id of the run and the position (UUIDv5)."""
-        return uuid.uuid5(uuid.NAMESPACE_OID, f"{self.id}/{self._cursor.next()}")
+        return uuid.uuid5(uuid.NAMESPACE_OID, f"{self.id}/{self._chance('uuid')}")
 
     def version(self, name: str, *, since: datetime | None = None) -> bool:
         """Whether this run takes the new way named `name`.
@@ -166,30 +166,44 @@ class Run:
         many calls as it likes. All branches end before the first failure, in their order, is
         raised.
         """
-        prefix = self._cursor.next()
+        n, core, cursor = self._cursor.next(), self._core, self._cursor
+        core.unrecorded(n, "gather")
         calls: list[Awaitable[Any]] = []
+        own: list[str] = []
         for number, branch in enumerate(branches, 1):
             if isinstance(branch, Awaitable):
                 calls.append(branch)
             else:
-                calls.append(branch(Run(self._core, Cursor(self._core, f"{prefix}.{number}."))))
-        return await waits.gather(self._core, calls)
+                own.append(f"{n}.{number}")
+                core.pass_time(cursor.branch, own[-1])
+                calls.append(branch(Run(core, Cursor(core, own[-1]))))
+        cursor.gathering = True
+        try:
+            return await waits.gather(core, calls)
+        finally:
+            cursor.gathering = False
+            for name in own:
+                core.pass_time(name, cursor.branch)
 
     # Effects: committed with the next entry.
 
-    async def send(self, to: str, type: str, data: Any, *, about: str | None = None) -> str:
+    def send(
+        self, to: str, type: str, data: Any, *, about: str | None = None
+    ) -> Coroutine[Any, Any, str]:
         """A message to another agent's inbox; returns the event's id."""
         return self._send(subject.inbox(to, self.agent, type), type, data, about=about)
 
-    async def publish(self, type: str, data: Any, *, about: str | None = None) -> str:
+    def publish(
+        self, type: str, data: Any, *, about: str | None = None
+    ) -> Coroutine[Any, Any, str]:
         """A message to all who follow the type; returns the event's id."""
         return self._send(subject.topic(self.agent, type), type, data, about=about)
 
-    async def signal(self, to: str, run: str, type: str, data: Any) -> str:
+    def signal(self, to: str, run: str, type: str, data: Any) -> Coroutine[Any, Any, str]:
         """A message to one run of an agent, which may wait for its type."""
         return self._send(subject.inbox(to, self.agent, type), type, data, torun=run)
 
-    async def remember(
+    def remember(
         self,
         kind: str,
         text: str,
@@ -200,32 +214,37 @@ class Run:
         score: float | None = None,
         note: str | None = None,
         expected_sequence: int | None = None,
-    ) -> str:
+    ) -> Coroutine[Any, Any, str]:
         """A note in the agent's memory; returns its id (`note`, where the id is given).
 
         With `expected_sequence` it holds only if that is still the last sequence of the memory's
         kind; otherwise the handler is tried again, and can look again.
         """
         n = self._cursor.next()
+        id = f"{self.id}-{n}"
         append = memory.noted(
-            self.agent, kind, text, data=data, tags=tags, about=about, score=score,
-            note=note or f"{self.id}-{n}",
-        )  # fmt: skip
-        return self._core.effect(n, replace(append, expected_sequence=expected_sequence))
+            self.agent, kind, text, data=data, tags=tags, about=about, score=score, note=note or id
+        )
+        if note is not None:  # two runs may note the same: the event's id stays the run's own
+            body = replace(append.event.data, note=note)
+            append = replace(append, event=replace(append.event, id=id, data=body))
+        append = replace(append, expected_sequence=expected_sequence)
+        return self._effect(n, append, note or id)
 
-    async def revise(
+    def revise(
         self, note: str, kind: str, *, expected_sequence: int | None = None, **changes: Any
-    ) -> str:
+    ) -> Coroutine[Any, Any, str]:
         """Change fields of a note (see `memory.Revised`); `expected_sequence` as in `remember`."""
         n = self._cursor.next()
-        append = memory.revised(self.agent, kind, note, id=f"{self.id}-{n}", **changes)
-        return self._core.effect(n, replace(append, expected_sequence=expected_sequence))
+        id = f"{self.id}-{n}"
+        append = memory.revised(self.agent, kind, note, id=id, **changes)
+        return self._effect(n, replace(append, expected_sequence=expected_sequence), id)
 
-    async def retract(self, note: str, kind: str, reason: str = "") -> str:
+    def retract(self, note: str, kind: str, reason: str = "") -> Coroutine[Any, Any, str]:
         """Take a note back."""
         n = self._cursor.next()
         id = f"{self.id}-{n}"
-        return self._core.effect(n, memory.retracted(self.agent, kind, note, reason, id=id))
+        return self._effect(n, memory.retracted(self.agent, kind, note, reason, id=id), id)
 
     # Waiting: costs nothing, the process may die.
 
@@ -263,8 +282,10 @@ class Run:
         n, waiting_at = self._cursor.next(), self._cursor.next()
         timeout = None if timeout_seconds is None else timedelta(seconds=timeout_seconds)
 
+        asking = self._send_at(n, agent, type, data)
+
         async def call() -> Any:
-            sent = self._send_at(n, agent, type, data)
+            sent = await asking
             return await waits.reply(self._core, waiting_at, f"{type} at {agent}", sent, timeout)
 
         return call()
@@ -274,10 +295,9 @@ class Run:
 
         Its failure is raised there. Cancelling this run cancels it too.
         """
-        to = agent or self.agent
-        sent = self._send_at(self._cursor.next(), to, type, data)
-        child = Child(self, to, type, sent)
-        self._core.children.append((to, child.id))
+        n, to = self._cursor.next(), agent or self.agent
+        child = Child(self, to, type, await self._send_at(n, to, type, data))
+        self._core.children.append((n, to, child.id))
         return child
 
     # How a run may end.
@@ -290,9 +310,11 @@ class Run:
 
     async def continue_as_new(self, data: Any) -> None:
         """End this run and start a new one with a journal of its own, on the same type."""
-        n = self._cursor.next()
-        type = self.event.type
-        next_event = self._send(subject.inbox(self.agent, self.agent, type), type, data, n=n)
+        n, type = self._cursor.next(), self.event.type
+        to = subject.inbox(self.agent, self.agent, type)
+        # Whoever called this run waits for what comes of the next one.
+        replyto = waits.pass_on(self.event)
+        next_event = await self._send(to, type, data, n=n, replyto=replyto)
         entry = Entry(n=n, run=run_id(self.agent, next_event))
         await self._core.append(CONTINUED, entry, id=f"{self.id}-end")
         raise Ended
@@ -301,7 +323,12 @@ class Run:
         """`raise run.fail("…")` ends the run as failed, without another attempt."""
         return RunFailed(reason)
 
-    def _send_at(self, n: str, agent: str, type: str, data: Any) -> str:
+    def _chance(self, asked: str) -> str:
+        n = self._cursor.next()
+        self._core.unrecorded(n, asked)
+        return n
+
+    def _send_at(self, n: str, agent: str, type: str, data: Any) -> Coroutine[Any, Any, str]:
         to = subject.inbox(agent, self.agent, type)
         return self._send(to, type, data, n=n, replyto=f"{self.agent}/{self.id}")
 
@@ -315,13 +342,18 @@ class Run:
         about: str | None = None,
         torun: str | None = None,
         replyto: str | None = None,
-    ) -> str:
+    ) -> Coroutine[Any, Any, str]:
         n = n or self._cursor.next()
         event: Event[Any] = new(
             type, data, source=agent_source(self.agent), id=f"{self.id}-{n}", subject=about
         )
         event = replace(event, torun=torun, replyto=replyto)
-        return self._core.effect(n, Append(to, event))
+        return self._effect(n, Append(to, event), event.id)
+
+    async def _effect(self, n: str, append: Append, id: str) -> str:
+        self._core.effect(n, append)
+        await self._core.flush()
+        return id
 
 
 class Child:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from time import perf_counter
-from typing import Any
+from types import FunctionType
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import anyio
+import anyio.lowlevel
 import msgspec
+from msgspec.structs import replace
 
 from stratum_agents.core import Core
 from stratum_agents.failure import StepFailed, Suspended, failure_of
 from stratum_agents.journal import FIRED, STEP_COMPLETED, STEP_FAILED, Entry, Recorded
 from stratum_agents.recall import Recalled, nearest
 from stratum_agents.retry import Retry, Terminal
-from stratum_agents.values import pack, unpack
 from stratum_bus import timer
-from stratum_bus.errors import EncodeError
 from stratum_bus.event import Raw
 from stratum_bus.memory import Memory
+from stratum_bus.tasks import own_cancellation
 
 IN_PROCESS_SECONDS = 5.0
 """Up to this long a worker itself waits before it tries a step again; longer, a timer does."""
+
+REPLAYED_AT_ONCE = 200
+"""So many steps are replayed before other tasks of the process have their turn."""
 
 
 async def step(
@@ -40,46 +45,66 @@ async def step(
 ) -> Any:
     """See `Run.step`."""
     asked = f"step:{name}"
-    kind = _result_kind(function)
+    kind = _facts_of(function).kind
     if found := core.recorded(n, asked):
+        if len(core.asked) % REPLAYED_AT_ONCE == 0:
+            await anyio.lowlevel.checkpoint()
         if found.kind == STEP_FAILED:
             raise _failed(name, found)
         return await core.result(found, kind)
-    await core.journal.verify_new()
-    failures = core.journal.attempts.get(n, [])
-    if failures and failures[-1].entry.until:
-        await _backoff(core, n, failures[-1].entry.until)
-    for attempt in range(len(failures) + 1, retry.max_attempts + 2):
+    await core.must(core.journal.verify_new())
+
+    async def call() -> Any:
+        return await _invoke(core, n, function, arguments, keywords, timeout_seconds)
+
+    tried = core.journal.attempts.get(n)
+    failed: Entry | None = tried[-1].entry if tried else None
+    while True:
+        if failed is not None:
+            await _backoff(core, n, failed)
         core.before_live(n)
-        started = perf_counter()
-        try:
-            value = await _invoke(
-                function, f"{core.journal.run}-{n}", arguments, keywords, timeout_seconds
-            )
-            result, packed = await pack(core.bus.connection, value, "$.result")
-        except EncodeError:
-            raise
-        except Exception as error:
-            seconds = perf_counter() - started
-            final = attempt >= retry.max_attempts or isinstance(error, (Terminal, *retry.never))
-            until = None if final else core.clock() + _delay(retry, attempt)
-            entry = Entry(
-                n=n, name=asked, error=failure_of(error), attempt=attempt, final=final,
-                seconds=seconds, until=until,
-            )  # fmt: skip
-            await core.append(STEP_FAILED, entry, id=f"{core.journal.run}-{n}-a{attempt}")
-            if until is None:
-                raise _failed(name, core.journal.decided[n]) from error
-            await _backoff(core, n, until)
-        else:
-            value = await _as_read(core, result, packed, kind)
-            entry = Entry(
-                n=n, name=asked, result=result, packed=packed, attempt=attempt,
-                seconds=perf_counter() - started,
-            )  # fmt: skip
+        entry, outcome = await _attempt(core, n, name, call, kind, retry, failed)
+        if not isinstance(outcome, _Failed):
             await core.append(STEP_COMPLETED, entry, id=f"{core.journal.run}-{n}")
-            return value
-    raise AssertionError("a step ends by its result or its last attempt")
+            return outcome
+        await core.append(STEP_FAILED, entry, id=f"{core.journal.run}-{n}-a{entry.attempt}")
+        if entry.final:
+            raise _failed(name, core.journal.decided[n]) from outcome.error
+        failed = entry
+
+
+async def _attempt(
+    core: Core,
+    n: str,
+    name: str,
+    call: Callable[[], Awaitable[Any]],
+    kind: Any,
+    retry: Retry,
+    failed: Entry | None,
+) -> tuple[Entry, Any]:
+    """Do it once: the entry to append, and the result as a later replay will see it, or _Failed."""
+    attempt = failed.attempt + 1 if failed else 1
+    entry = Entry(n=n, name=f"step:{name}", attempt=attempt)
+    started = perf_counter()
+    try:
+        value = await call()
+        result, packed = await core.pack(value)
+        read = _as_read(name, msgspec.json.encode(value) if packed else result, kind)
+    except Exception as error:  # noqa: BLE001 - whatever it raises, the step has failed
+        core.check()  # but what we raised ourselves is no failure of the step
+        seconds = perf_counter() - started
+        final = attempt >= retry.max_attempts or isinstance(error, (Terminal, *retry.never))
+        until = None if final else core.clock.now() + _delay(retry, attempt)
+        failure = failure_of(error)
+        entry = replace(entry, error=failure, final=final, seconds=seconds, until=until)
+        return entry, _Failed(error)
+    seconds = perf_counter() - started
+    return replace(entry, result=result, packed=packed, seconds=seconds), read
+
+
+class _Failed:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 async def recall(core: Core, n: str, text: str, kind: str | None, limit: int) -> list[Recalled]:
@@ -93,17 +118,30 @@ async def recall(core: Core, n: str, text: str, kind: str | None, limit: int) ->
     return found
 
 
-async def _backoff(core: Core, n: str, until: datetime) -> None:
+async def _backoff(core: Core, n: str, failed: Entry) -> None:
     """Let the time before another attempt pass, here or by a timer."""
-    left = (until - core.clock()).total_seconds()
-    if left <= 0 or fired(core, n):
+    name, until = f"{timer_name(n)}-a{failed.attempt}", failed.until
+    assert until is not None
+
+    def is_over() -> bool:
+        return until <= core.clock.now() or fired(core, name) is not None
+
+    if is_over():
         return
-    if left <= IN_PROCESS_SECONDS:
-        await anyio.sleep(left)
+    if (until - core.clock.now()).total_seconds() <= IN_PROCESS_SECONDS:
+        await core.clock.wait_until(until)
         return
     core.before_live(n)
-    await timer.schedule(core.bus.connection, core.agent, core.journal.run, timer_name(n), until)
+    await set_timer(core, name, until)
+    core.ways_on.append(is_over)
     raise Suspended
+
+
+async def set_timer(core: Core, name: str, at: datetime) -> None:
+    """Have the server's timer of that name fire at a time of the run's clock."""
+    connection, run = core.bus.connection, core.journal.run
+    at = core.clock.on_server(at)
+    await core.must(timer.schedule(connection, core.agent, run, name, at))
 
 
 def timer_name(n: str) -> str:
@@ -111,9 +149,8 @@ def timer_name(n: str) -> str:
     return "t" + n.replace(".", "-")
 
 
-def fired(core: Core, n: str) -> Recorded | None:
-    """The first firing of a position's timer, if it is there."""
-    name = timer_name(n)
+def fired(core: Core, name: str) -> Recorded | None:
+    """The first firing of a timer, if it is there."""
     return next((r for r in core.journal.open_inputs(FIRED) if r.entry.name == name), None)
 
 
@@ -126,51 +163,79 @@ def _failed(name: str, recorded: Recorded) -> StepFailed:
     return StepFailed(name, recorded.entry.attempt, recorded.entry.error)
 
 
-async def _as_read(core: Core, result: Raw, packed: bool, kind: Any) -> Any:
-    """The value as a later replay will see it; raises where it is not what was annotated."""
-    if packed:
-        raw = Raw(msgspec.json.encode(result))
-        return msgspec.convert(await unpack(core.bus.connection, raw), kind)
-    return msgspec.json.decode(result, type=kind)
-
-
 async def _invoke(
+    core: Core,
+    n: str,
     function: Callable[..., Any],
-    key: str,
     arguments: tuple[Any, ...],
     keywords: dict[str, Any],
     timeout_seconds: float | None,
 ) -> Any:
+    """Call it; a plain function in a thread, which is left to itself where its time is over."""
     if timeout_seconds is not None:
-        with anyio.fail_after(timeout_seconds):
-            return await _invoke(function, key, arguments, keywords, None)
-    if _takes_key(function):
-        keywords = {**keywords, "idempotency_key": key}
-    if _is_async(function):
-        return await function(*arguments, **keywords)
-    value = await anyio.to_thread.run_sync(lambda: function(*arguments, **keywords))
-    return await value if inspect.isawaitable(value) else value
+        with anyio.move_on_after(timeout_seconds):
+            return await _call(core, n, function, arguments, keywords, abandon=True)
+        raise TimeoutError(f"it took longer than {timeout_seconds:g} s")
+    return await _call(core, n, function, arguments, keywords, abandon=False)
 
 
-@functools.lru_cache(maxsize=1024)
-def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function)
+async def _call(
+    core: Core,
+    n: str,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    keywords: dict[str, Any],
+    *,
+    abandon: bool,
+) -> Any:
+    facts = _facts_of(function)
+    if facts.takes_key:
+        keywords = {**keywords, "idempotency_key": f"{core.journal.run}-{n}"}
+    with own_cancellation():
+        if facts.is_async:
+            return await function(*arguments, **keywords)
+        value = await anyio.to_thread.run_sync(
+            lambda: function(*arguments, **keywords), abandon_on_cancel=abandon
+        )
+        return await value if inspect.isawaitable(value) else value
 
 
-@functools.lru_cache(maxsize=1024)
-def _takes_key(function: Callable[..., Any]) -> bool:
+def _as_read(name: str, encoded: bytes | Raw, kind: Any) -> Any:
+    """The result as JSON makes it; raises Terminal where it is not what was annotated."""
     try:
-        return "idempotency_key" in inspect.signature(function).parameters
+        return msgspec.json.decode(encoded, type=kind)
+    except msgspec.ValidationError as error:
+        raise Terminal(f"the result is not what {name} says it returns: {error}") from error
+
+
+class _Facts(NamedTuple):
+    """What is to be known of a step's function; `kind` is what it says it returns."""
+
+    is_async: bool
+    takes_key: bool
+    kind: Any
+
+
+# Not kept longer than the function: a closure holds on to its run.
+_known: WeakKeyDictionary[FunctionType, _Facts] = WeakKeyDictionary()
+
+
+def _facts_of(function: Callable[..., Any]) -> _Facts:
+    if not isinstance(function, FunctionType):
+        return _look_at(function)
+    if (facts := _known.get(function)) is None:
+        facts = _known[function] = _look_at(function)
+    return facts
+
+
+def _look_at(function: Callable[..., Any]) -> _Facts:
+    try:
+        takes_key = "idempotency_key" in inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return False
-
-
-@functools.lru_cache(maxsize=1024)
-def _result_kind(function: Callable[..., Any]) -> Any:
-    """What a function says it returns, where JSON can be read as that; else anything."""
+        takes_key = False
     try:
         kind = typing.get_type_hints(function).get("return", Any)
-        msgspec.json.Decoder(kind)
+        msgspec.json.Decoder(kind)  # else anything that JSON can be
     except (TypeError, NameError, AttributeError):
-        return Any
-    return kind
+        kind = Any
+    return _Facts(inspect.iscoroutinefunction(function), takes_key, kind)

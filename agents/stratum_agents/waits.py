@@ -8,10 +8,10 @@ stands first in the journal wins.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
-import anyio
 import msgspec
 
 from stratum_agents.core import Core
@@ -27,7 +27,7 @@ from stratum_agents.journal import (
     InputCame,
     Recorded,
 )
-from stratum_agents.steps import fired, timer_name
+from stratum_agents.steps import fired, set_timer, timer_name
 from stratum_bus import timer
 from stratum_bus.event import RawEvent
 from stratum_bus.tasks import task_group
@@ -67,10 +67,25 @@ async def reply(core: Core, n: str, what: str, sent: str, timeout: timedelta | N
     types = [REPLIED, REPLY_FAILED]
     done = await _wait(core, n, f"reply:{what}", types, timeout, choose)
     event = _event_of(core, done, [what])
-    data = await _data(core, event)
+    data = None if event.data is None else msgspec.json.decode(event.data)
     if event.type == REPLY_FAILED:
         raise CallFailed(what, msgspec.convert(data, Failure))
     return data
+
+
+def answers_to(event: RawEvent) -> tuple[str, str, str] | None:
+    """Who waits for what comes of an event: the agent, its run, and the event that it sent."""
+    if not event.replyto:
+        return None
+    agent, _, rest = event.replyto.partition("/")
+    run, _, sent = rest.partition("/")
+    return agent, run, sent or event.id
+
+
+def pass_on(event: RawEvent) -> str | None:
+    """`replyto` for an event whose run goes on in the place of this one's."""
+    to = answers_to(event)
+    return "/".join(to) if to else None
 
 
 async def gather(core: Core, calls: list[Awaitable[Any]]) -> list[Any]:
@@ -81,7 +96,7 @@ async def gather(core: Core, calls: list[Awaitable[Any]]) -> list[Any]:
     async def one(number: int, call: Awaitable[Any]) -> None:
         try:
             results[number] = await call
-        except (Exception, *_ENDS) as error:  # noqa: BLE001 - raised below, in order
+        except (Exception, *ENDS_OF_A_BRANCH) as error:  # noqa: BLE001 - raised below, in order
             errors[number] = error
         finally:
             core.active -= 1
@@ -91,13 +106,13 @@ async def gather(core: Core, calls: list[Awaitable[Any]]) -> list[Any]:
         for number, call in enumerate(calls):
             tasks.start_soon(one, number, call)
     core.active += 1
-    for end in (*_ENDS, Exception):
+    for end in (*ENDS_OF_A_BRANCH, Exception):
         if found := next((error for error in errors if isinstance(error, end)), None):
             raise found
     return results
 
 
-_ENDS = (Fenced, Exists, Ended, RunCancelled, Suspended)
+ENDS_OF_A_BRANCH = (Fenced, Exists, Ended, RunCancelled, Suspended)
 """How a branch may end other than by failing, the most urgent first."""
 
 
@@ -112,50 +127,69 @@ async def _wait(
         waiting = core.journal.waits.get(n)
         until = waiting.entry.until if waiting else None
         if waiting is None and length is not None:
-            until = core.clock() + length
-        left = (until - core.clock()).total_seconds() if until else None
-        if decided := _decide(core, n, choose, left):
-            return await _complete(core, n, asked, decided, waiting)
+            until = core.clock.now() + length
+        left = (until - core.clock.now()).total_seconds() if until else None
         short = left is not None and left <= IN_PROCESS_SECONDS
-        if waiting is None:
-            entry = Entry(
-                n=n, name=asked, until=until, types=types,
-                suspends=core.active == 1 and not short,
-            )  # fmt: skip
-            try:
-                await core.append(
-                    WAITING, entry, id=f"{core.journal.run}-{n}-wait", stop_at_input=True
-                )
-            except InputCame:
-                continue
-        if short and left is not None:
-            await anyio.sleep(left)
+        try:
+            if decided := _decide(core, n, choose, until):
+                return await _complete(core, n, asked, decided, waiting)
+            if waiting is None:
+                entry = Entry(
+                    n=n, name=asked, until=until, types=types,
+                    suspends=core.active == 1 and not short,
+                )  # fmt: skip
+                id = f"{core.journal.run}-{n}-wait"
+                await core.append(WAITING, entry, id=id, stop_at_input=True)
+        except InputCame:
+            continue
+        if until is not None and short:
+            await core.clock.wait_until(until)
             continue
         if until is not None:
             # Also when it was scheduled before: the worker may have died in between.
-            name = timer_name(n)
-            await timer.schedule(core.bus.connection, core.agent, core.journal.run, name, until)
+            await set_timer(core, timer_name(n), until)
+        core.ways_on.append(partial(_is_decided, core, n, choose, until))
         raise Suspended
 
 
-def _decide(core: Core, n: str, choose: Choose, left: float | None) -> tuple[str, str] | None:
+def _decide(
+    core: Core, n: str, choose: Choose, until: datetime | None
+) -> tuple[Recorded | None, str] | None:
     """The input that ends the wait and why, the first in the log; or that its time is over."""
-    found, over = choose(), fired(core, n)
+    found, over = choose(), fired(core, timer_name(n))
     if found and (over is None or found.sequence < over.sequence):
-        return found.id, ""
-    if over:
-        return over.id, TIMEOUT
-    return ("", TIMEOUT) if left is not None and left <= 0 else None
+        return found, ""
+    if over or (until is not None and until <= core.clock.now()):
+        return over, TIMEOUT
+    return None
+
+
+def _is_decided(core: Core, n: str, choose: Choose, until: datetime | None) -> bool:
+    return _decide(core, n, choose, until) is not None
 
 
 async def _complete(
-    core: Core, n: str, asked: str, decided: tuple[str, str], waiting: Recorded | None
+    core: Core,
+    n: str,
+    asked: str,
+    decided: tuple[Recorded | None, str],
+    waiting: Recorded | None,
 ) -> Recorded:
     input, reason = decided
-    entry = Entry(n=n, name=asked, input=input, reason=reason)
-    await core.append(WAIT_COMPLETED, entry, id=f"{core.journal.run}-{n}")
+    id = input.id if input else ""
+    entry = Entry(n=n, name=asked, input=id, reason=reason)
+    core.journal.taken.add(id)  # before another branch chooses it too
+    try:
+        # Where the worker's own clock says that it is over, what came before that still counts.
+        await core.append(
+            WAIT_COMPLETED, entry, id=f"{core.journal.run}-{n}", stop_at_input=input is None
+        )
+    except BaseException:
+        core.journal.taken.discard(id)
+        raise
     if waiting is not None and waiting.entry.until and not reason:
-        await timer.cancel(core.bus.connection, core.agent, core.journal.run, timer_name(n))
+        run, name = core.journal.run, timer_name(n)
+        await core.must(timer.cancel(core.bus.connection, core.agent, run, name))
     return core.journal.decided[n]
 
 
@@ -164,8 +198,3 @@ def _event_of(core: Core, done: Recorded, what: list[str]) -> RawEvent:
         raise WaitTimeout(" or ".join(what))
     signal = core.journal.inputs[done.entry.input]
     return msgspec.json.decode(signal.entry.result, type=RawEvent)
-
-
-async def _data(core: Core, event: RawEvent) -> Any:
-    resolved = await core.bus.with_data(event)
-    return None if resolved.data is None else msgspec.json.decode(resolved.data)

@@ -1,6 +1,6 @@
 """One instance of an agent: each delivered message starts a run, or says something to one.
 
-A run belongs to the delivery that its journal names (its holder). A second delivery of that message
+A run belongs to the delivery that its journal names (its holder). A later delivery of that message
 means that its owner is gone or too slow: the run is taken over. Another message with the same event
 changes nothing. A message that ends a wait takes the run over from nobody.
 """
@@ -18,24 +18,27 @@ import anyio
 import msgspec
 
 from stratum_agents import inputs
-from stratum_agents.agent import Agent, Handler
+from stratum_agents.agent import SCHEDULED, Agent, Handler
+from stratum_agents.clock import SYSTEM, Clock
 from stratum_agents.conduct import conduct, park
-from stratum_agents.core import Clock, Core, utc_now
+from stratum_agents.core import Core
 from stratum_agents.gate import Gate
 from stratum_agents.journal import (
     RESUMED,
     Damaged,
     Entry,
     Exists,
+    Failure,
     Fenced,
     Journal,
     Origin,
 )
 from stratum_agents.run import run_id
+from stratum_agents.waits import REPLY_FAILED, answers_to
 from stratum_bus import subject, timer
 from stratum_bus.bus import Bus
 from stratum_bus.consume import Delivery, Done, Leave, Outcome, Reject, Retry, consume
-from stratum_bus.event import uuid7
+from stratum_bus.event import RawEvent, agent_source, new, uuid7
 from stratum_bus.hand import Hand
 from stratum_bus.tasks import task_group
 
@@ -75,7 +78,7 @@ async def work(
         )  # fmt: skip
 
     for name, every in agent.schedules.items():
-        await timer.repeat(bus.connection, agent.name, SCHEDULES, name, every)
+        await timer.keep(bus.connection, agent.name, SCHEDULES, name, every)
     async with task_group() as background:
         for task in agent.tasks:
             background.start_soon(task, bus, stop)
@@ -96,7 +99,7 @@ class Worker:
         agent: Agent,
         retry: Retry | None = None,
         *,
-        clock: Clock = utc_now,
+        clock: Clock = SYSTEM,
         instance: str = "",
         hand: Hand | None = None,
         gate: Gate | None = None,
@@ -121,13 +124,23 @@ class Worker:
         place = subject.parse(delivery.message.subject)
         if place.role == "fire":
             if place.run == SCHEDULES:
-                return await self._begin(delivery, self._agent.on_schedule(place.name))
+                return await self._tell_time(delivery, place.name)
             return await self._say(delivery, inputs.of_timer(delivery, place.run, place.name))
         if place.role == "control":
             return await self._obey(delivery, place.type)
         if delivery.event.torun:
             return await self._say(delivery, inputs.of_signal(delivery))
         return await self._begin(delivery, self._agent.handler_for(delivery.event.type))
+
+    async def _tell_time(self, delivery: Delivery, schedule: str) -> Outcome:
+        """A scheduled time becomes an event of the log: what fired is not kept as long as a run."""
+        name, message = self._agent.name, delivery.message
+        event = new(
+            SCHEDULED + schedule, None, source=agent_source(name), time=message.time,
+            id=f"{name}-{schedule}-{message.time_ns}",
+        )  # fmt: skip
+        await self._bus.publish(subject.inbox(name, name, event.type), event)
+        return Done()
 
     async def _obey(self, delivery: Delivery, command: str) -> Outcome:
         if command not in inputs.REQUESTS:
@@ -141,14 +154,15 @@ class Worker:
 
     async def _begin(self, delivery: Delivery, handler: Handler | None) -> Outcome:
         """Start the run of an event, or take it over where this is a further delivery."""
+        run = run_id(self._agent.name, delivery.event.id)
         if handler is None:
             log.debug("%s has no handler for %s", self._agent.name, delivery.event.type)
+            await self._decline(run, delivery.event)
             return Done()
-        run = run_id(self._agent.name, delivery.event.id)
         if other := self._active.get(run):
             await other.wait()
             return await self._begin(delivery, handler)
-        journal = Journal(self._bus, self._agent.name, run)
+        journal = Journal(self._bus, self._agent.name, run, self._clock)
         with _held(self._active, run):
             try:
                 if delivery.attempt == 1:
@@ -160,42 +174,78 @@ class Worker:
             except Fenced:
                 return _left(journal)
 
+    async def _decline(self, run: str, event: RawEvent) -> None:
+        """Tell the run that waits for what comes of an event that nothing will."""
+        if not (waits := answers_to(event)):
+            return
+        agent, torun, sent = waits
+        failure = Failure("NoHandler", f"agent {self._agent.name} has no handler for {event.type}")
+        answer = new(
+            REPLY_FAILED, failure, source=agent_source(self._agent.name), id=f"{run}-reply"
+        )
+        answer = msgspec.structs.replace(answer, torun=torun, causationid=sent)
+        await self._bus.publish(subject.inbox(agent, self._agent.name, REPLY_FAILED), answer)
+
     async def _go_on(self, journal: Journal, delivery: Delivery, handler: Handler) -> Outcome:
+        damage: Damaged | None = None
         try:
             await journal.load()
         except Damaged as error:
-            return await self._park(journal, delivery, error)
+            damage = error
         if journal.started:
             if journal.end or journal.holder != _place(delivery):
                 return Done()
+            if not self._may_take_over(journal, delivery):
+                return _left(journal)  # the message comes again, should that owner be gone too
+        if damage is not None:
+            return await self._park(journal, delivery, damage, handler.type)
+        if journal.started:
             await self._take_over(journal, delivery)
         try:
             return await self._conduct(journal, delivery, handler)
         except Exists:
             return await self._go_on(journal, delivery, handler)
 
+    def _may_take_over(self, journal: Journal, delivery: Delivery) -> bool:
+        """Whether a run that this message holds is not in the hands of a later delivery of it."""
+        return (
+            journal.suspended
+            or journal.instance == self.instance
+            or delivery.attempt > journal.delivery
+        )
+
     async def _say(self, delivery: Delivery, given: inputs.Input) -> Outcome:
         """Give an input to a run, and resume the run where it waits."""
-        journal = Journal(self._bus, self._agent.name, given.run)
+        journal = Journal(self._bus, self._agent.name, given.run, self._clock)
+        damage: Damaged | None = None
         try:
             await journal.load()
+        except Damaged as error:
+            damage = error
+        try:
             if journal.end is not None:
                 return Done()
             await journal.add_input(given.kind, given.entry, id=given.id)
-            if not journal.wakes(given.kind, given.entry):
-                return Done()
-            return await self._resume(journal, delivery)
-        except Damaged as error:
-            log.warning("%s: %s", given.run, error)
+            if damage is not None and journal.suspended and journal.parked is None:
+                return await self._park(journal, delivery, damage)
+            if damage is None and (
+                journal.holder == _place(delivery)
+                or journal.wakes(given.id, given.kind, given.entry)
+            ):
+                return await self._resume(journal, delivery)
             return Done()
         except Fenced:
             return _left(journal)
 
     async def _resume(self, journal: Journal, delivery: Delivery) -> Outcome:
-        """Go on with a run that its owner let go of, or that this very delivery had resumed."""
-        mine = journal.holder == _place(delivery)
-        if not journal.started or journal.end or not (journal.suspended or mine):
+        """Go on with a run that its owner let go of, or that this very message had resumed."""
+        if not journal.started or journal.end:
             return Done()
+        if not journal.suspended:
+            if journal.holder != _place(delivery):
+                return Done()
+            if not self._may_take_over(journal, delivery):
+                return _left(journal)
         assert journal.origin is not None
         if other := self._active.get(journal.run):
             await other.wait()
@@ -215,7 +265,7 @@ class Worker:
 
     async def _take_over(self, journal: Journal, delivery: Delivery) -> None:
         """The fence: from here on, every commit of a former owner is refused."""
-        entry = Entry(holder=_place(delivery), instance=self.instance)
+        entry = Entry(holder=_place(delivery), delivery=delivery.attempt, instance=self.instance)
         await journal.append(RESUMED, entry, id=f"{journal.run}-resumed-{uuid7()}")
 
     async def _conduct(
@@ -230,7 +280,7 @@ class Worker:
         self._hand.works_on(by.message.stream, by.message.sequence, _Work(journal))
         core = self._core(journal, delivery, handler.type, by)
         last = by.attempt >= self._retry.max_attempts
-        return await conduct(core, self._agent, handler, last_attempt=last)
+        return await conduct(core, handler, last_attempt=last)
 
     def _core(self, journal: Journal, delivery: Delivery, handler: str, by: Delivery) -> Core:
         event, message = delivery.event, delivery.message
@@ -243,11 +293,10 @@ class Worker:
             clock=self._clock,
         )  # fmt: skip
 
-    async def _park(self, journal: Journal, delivery: Delivery, error: Exception) -> Outcome:
-        # What could not be read is not in last_sequence; whoever appended it last is past it.
-        last = await self._bus.last(journal.subject)
-        journal.last_sequence = last.sequence if last else 0
-        return await park(self._core(journal, delivery, "", delivery), error)
+    async def _park(
+        self, journal: Journal, delivery: Delivery, error: Exception, handler: str = ""
+    ) -> Outcome:
+        return await park(self._core(journal, delivery, handler, delivery), error)
 
 
 class _Work:
