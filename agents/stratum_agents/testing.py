@@ -17,6 +17,7 @@ once. Schedules do not fire: start `stratum.schedule.<name>` instead.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -31,9 +32,9 @@ from stratum_agents.journal import Journal
 from stratum_agents.run import run_id
 from stratum_agents.simulated import OFF, Crash, Process, StandingClock
 from stratum_agents.worker import Worker
-from stratum_bus import dead, subject, timer
+from stratum_bus import subject, timer
 from stratum_bus.bus import Bus
-from stratum_bus.consume import Done, Retry, RetryLater, attempt
+from stratum_bus.consume import Delivery, Done, Reject, Retry, RetryLater
 from stratum_bus.event import Event, agent_source, new, typed
 from stratum_bus.message import Message
 
@@ -150,24 +151,26 @@ class Kit:
             return found
 
     async def _deliver(self, agent: str, message: Message) -> None:
-        for number in range(1, self._retry.max_deliveries + 2):
+        event, most = await self.bus.event(message), self._retry.max_attempts
+        for attempt in itertools.count(1):
             try:
-                outcome = await attempt(
-                    self._process, agent, self._workers[agent].handle, message, number, self._retry
-                )
+                outcome = await self._workers[agent].handle(Delivery(message, event, attempt))
             except Crash:
                 self.crashed += 1
                 self._workers[agent] = self._worker(self._agents[agent])
                 continue
-            if isinstance(outcome, dead.Cause):
-                await dead.bury(self.bus, agent, message, number, outcome)
-                return
-            if isinstance(outcome, Done):
-                return
-            if isinstance(outcome, RetryLater):
-                delay = outcome.delay_seconds
-                delay = self._retry.delay_seconds(number) if delay is None else delay
-                await self.clock.wait_until(self.clock.time + timedelta(seconds=delay))
+            except Exception as error:
+                if attempt >= most:
+                    raise
+                outcome = RetryLater(repr(error))
+            match outcome:
+                case RetryLater(delay_seconds=seconds):
+                    delay = self._retry.delay_seconds(attempt) if seconds is None else seconds
+                    await self.clock.wait_until(self.clock.time + timedelta(seconds=delay))
+                case Reject(reason=reason):
+                    raise AssertionError(f"{agent} rejected {event.type}: {reason}")
+                case Done():
+                    return
 
     async def _timers(self) -> list[tuple[datetime, Message]]:
         """What a standing clock keeps, the earliest first."""
