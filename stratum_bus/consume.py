@@ -7,8 +7,8 @@ event, or it cannot be read, a dead letter says so in the log before the message
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import random
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -24,15 +24,40 @@ from stratum_bus.errors import (
     InvalidEvent,
     NoAnswer,
     NoStream,
+    PermissionDenied,
     StorageFull,
 )
 from stratum_bus.event import RawEvent
 from stratum_bus.hand import Hand
+from stratum_bus.handler import (
+    Delivery,
+    Done,
+    Handler,
+    Leave,
+    Outcome,
+    Reject,
+    Retry,
+    RetryLater,
+)
 from stratum_bus.handover import Presence, reclaim
 from stratum_bus.jetstream import Reply
 from stratum_bus.message import Message, delivered, from_delivery
 from stratum_bus.pull import NS, Pull
 from stratum_bus.tasks import task_group
+
+__all__ = (
+    "LOST_SERVER",
+    "Delivery",
+    "Done",
+    "Handler",
+    "Leave",
+    "Outcome",
+    "Reject",
+    "Retry",
+    "RetryLater",
+    "consume",
+    "ensure_consumer",
+)
 
 log = logging.getLogger("stratum.consume")
 
@@ -40,58 +65,9 @@ STREAM = "LOG"
 LOST_SERVER = (ConnectionLost, NoAnswer, StorageFull)
 """Errors that say nothing about the event in hand: its handling waits and starts again."""
 
-
-class Done(msgspec.Struct, frozen=True):
-    """The event is handled."""
-
-
-class RetryLater(msgspec.Struct, frozen=True):
-    """Deliver it again, after `delay_seconds` or after the backoff of its attempt."""
-
-    reason: str = ""
-    delay_seconds: float | None = None
-
-
-class Reject(msgspec.Struct, frozen=True):
-    """It can never be handled: a dead letter at once."""
-
-    reason: str
-
-
-class Leave(msgspec.Struct, frozen=True):
-    """Another worker has it: settle nothing."""
-
-
-Outcome = Done | RetryLater | Reject | Leave
-
-
-class Delivery(msgspec.Struct, frozen=True):
-    """One message in hand. `attempt` counts its deliveries, this one included."""
-
-    message: Message
-    event: RawEvent
-    attempt: int
-
-
-Handler = Callable[[Delivery], Awaitable[Outcome | None]]
-
-
-class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """How often and when an event is tried again.
-
-    The delay before attempt n + 1 is `first_seconds` * 2^(n-1), at most `max_seconds`, with up to
-    half of it taken off at random. An event delivered `max_deliveries` times is not handed out
-    again, whatever happened to it: it probably kills who takes it.
-    """
-
-    max_attempts: int = 5
-    first_seconds: float = 1.0
-    max_seconds: float = 300.0
-    max_deliveries: int = 20
-
-    def delay_seconds(self, attempt: int) -> float:
-        full = min(self.first_seconds * 2 ** (attempt - 1), self.max_seconds)
-        return float(full * random.uniform(0.5, 1.0))
+PAUSE_SECONDS, PAUSE_MAX_SECONDS = 0.2, 5.0
+GIVE_BACK_SECONDS = 2.0
+DELAY_MAX_SECONDS = 366 * 86_400
 
 
 async def ensure_consumer(
@@ -173,7 +149,7 @@ async def _waiting_for_server(bus: Bus, step: Callable[[], Awaitable[None]]) -> 
             if bus.connection.closed:
                 raise
             log.debug("starting waits for the server: %s", error)
-            await anyio.sleep(0.2)
+            await anyio.sleep(PAUSE_SECONDS)
 
 
 class _Worker:
@@ -194,9 +170,8 @@ class _Worker:
         self._concurrency = concurrency
         self._stream = stream
         self._hand = hand
-        self._waiting = 0
-        self._in_hand: dict[str, Reply] = {}
-        self._arrivals, self._queue = anyio.create_memory_object_stream[Reply](float("inf"))
+        self._held: dict[int, Reply] = {}
+        self._changes = 0
         self._pull = Pull(bus.connection, self._arrive)
 
     async def run(
@@ -205,38 +180,41 @@ class _Worker:
         ensure: Callable[[], Awaitable[None]],
         grace_seconds: float,
     ) -> None:
-        async with task_group() as handlers:
-            async with self._pull.subscribed(), task_group() as fetching:
-                for _ in range(self._concurrency):
-                    handlers.start_soon(self._work)
-                fetching.start_soon(self._fetch, ensure)
-                await stop.wait()
-                fetching.cancel_scope.cancel()
-            # What arrived while the subscription was drained is given back at once.
-            while self._waiting:
-                await self._give_back(self._queue_nowait())
-            await self._arrivals.aclose()
-            handlers.cancel_scope.deadline = anyio.current_time() + grace_seconds
-        self._queue.close()
-        for reply in list(self._in_hand.values()):
-            log.warning("%s: gave back %s, its time to finish was over", self._agent, reply.subject)
-            with anyio.CancelScope(shield=True):
-                await self._give_back(reply)
+        self._arrivals, self._queue = anyio.create_memory_object_stream[int](float("inf"))
+        stop_listening = self._bus.connection.on_change(self._on_change)
+        try:
+            async with task_group() as handlers:
+                async with self._pull.subscribed(), task_group() as fetching:
+                    for _ in range(self._concurrency):
+                        handlers.start_soon(self._work)
+                    fetching.start_soon(self._fetch, ensure)
+                    await stop.wait()
+                    fetching.cancel_scope.cancel()
+                # What arrived while the subscription was drained is given back at once.
+                while self._queue.statistics().current_buffer_used:
+                    await self._give_back(self._queue.receive_nowait())
+                self._arrivals.close()
+                handlers.cancel_scope.deadline = anyio.current_time() + grace_seconds
+        finally:
+            stop_listening()
+            self._arrivals.close()
+            self._queue.close()
+            with anyio.move_on_after(GIVE_BACK_SECONDS, shield=True):
+                for sequence, reply in list(self._held.items()):
+                    log.warning("%s: gave back unfinished %s", self._agent, reply.subject)
+                    await self._give_back(sequence)
 
-    async def _give_back(self, reply: Reply) -> None:
-        await self._settle(reply, b"-NAK")
-        at = delivered(reply.reply)
-        self._hand.drop(at.stream, at.stream_sequence, settled=False)
+    def _on_change(self, denied: PermissionDenied | None) -> None:
+        self._changes += denied is None
 
     def _arrive(self, reply: Reply) -> None:
         at = delivered(reply.reply)
+        known = at.stream_sequence in self._held
+        self._held[at.stream_sequence] = reply
+        if known:
+            return  # the server took it for lost; an instance handles it once at a time
         self._hand.take(at.stream, at.stream_sequence, reply.subject, at.deliveries, at.pending)
-        self._waiting += 1
-        self._arrivals.send_nowait(reply)
-
-    def _queue_nowait(self) -> Reply:
-        self._waiting -= 1
-        return self._queue.receive_nowait()
+        self._arrivals.send_nowait(at.stream_sequence)
 
     async def _fetch(self, ensure: Callable[[], Awaitable[None]]) -> None:
         connection = self._bus.connection
@@ -246,44 +224,43 @@ class _Worker:
                     await connection.wait_connected(60)
                     await ensure()
                     self._pull.open()
-                busy = self._waiting + len(self._in_hand) + self._pull.outstanding
-                free = 2 * self._concurrency - busy
+                free = 2 * self._concurrency - len(self._held) - self._pull.outstanding
                 if free >= max(1, self._concurrency // 2):
                     await self._pull.ask(self._stream, self._agent, free)
                 await self._pull.wait(1.0)
             except (*LOST_SERVER, NoStream) as error:
+                if connection.closed:
+                    raise
                 log.debug("%s waits for the server: %s", self._agent, error)
                 self._pull.invalidate()
-                await anyio.sleep(0.2)
+                await anyio.sleep(PAUSE_SECONDS)
 
     async def say_in_progress(self, every_seconds: float) -> None:
         while True:
             await anyio.sleep(every_seconds)
-            for reply in list(self._in_hand.values()):
-                await self._settle(reply, b"+WPI")
+            for reply in list(self._held.values()):
+                await self._tell(reply, b"+WPI")
 
     async def _work(self) -> None:
-        async for reply in self._queue:
-            self._waiting -= 1
-            self._in_hand[reply.reply] = reply
-            await self._deliver(reply)
-            del self._in_hand[reply.reply]
+        async for sequence in self._queue:
+            await self._deliver(sequence)
             self._pull.changed.set()
 
-    async def _deliver(self, reply: Reply) -> None:
+    async def _deliver(self, sequence: int) -> None:
         """Decode, handle, settle. The message stays in hand where the server is lost."""
+        reply = self._held[sequence]
+        attempt = delivered(reply.reply).deliveries
+        message = from_delivery(reply, delivered(reply.reply))
+        pause = PAUSE_SECONDS
         while True:
             try:
-                at = delivered(reply.reply)
-                message = from_delivery(reply, at)
-                outcome = await self._outcome(message, at.deliveries)
-                verdict = await self._verdict(message, at.deliveries, outcome)
-                await self._settle(reply, verdict)
-                self._hand.drop(at.stream, at.stream_sequence, settled=verdict[:1] == b"+")
+                outcome = await self._outcome(message, attempt)
+                await self._settle(sequence, await self._verdict(message, attempt, outcome))
                 return
             except LOST_SERVER as error:
-                log.info("%s: %s waits: %s", self._agent, reply.subject, error)
-                await self._wait_for_server()
+                log.info("%s: %s waits: %s", self._agent, message.subject, error)
+                await self._wait_for_server(pause)
+                pause = min(2 * pause, PAUSE_MAX_SECONDS)
 
     async def _outcome(self, message: Message, attempt: int) -> Outcome | dead.Cause:
         if attempt > self._retry.max_deliveries:
@@ -292,24 +269,45 @@ class _Worker:
             event = await self._bus.event(message)
         except (InvalidEvent, BlobError) as error:
             return dead.Cause("unreadable", str(error))
+        changes = self._changes
         try:
             outcome = await self._handler(Delivery(message, event, attempt)) or Done()
-        except LOST_SERVER:
-            raise
         except InvalidEvent as error:
             return dead.Cause("unreadable", str(error))
+        except LOST_SERVER as error:
+            if await self._server_was_lost(error, changes):
+                raise
+            return self._failed(event, attempt, error)
+        except anyio.get_cancelled_exc_class() as error:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            return self._failed(event, attempt, error)  # something that the handler waited for
         except Exception as error:  # noqa: BLE001 - whatever the handler raises means: retry
-            log.warning("%s: attempt %d at %s: %r", self._agent, attempt, event.id, error)
-            if attempt < self._retry.max_attempts:
-                return RetryLater(repr(error))
-            return dead.Cause("failed", repr(error), traceback.format_exc(limit=-8))
-        if isinstance(outcome, Reject):
-            return dead.Cause("rejected", outcome.reason)
-        if isinstance(outcome, RetryLater) and attempt >= self._retry.max_attempts:
-            return dead.Cause("failed", outcome.reason or "asked for more attempts than allowed")
-        if not isinstance(outcome, Done | RetryLater | Leave):
-            return dead.Cause("failed", f"the handler returned {outcome!r}, which is no outcome")
-        return outcome
+            return self._failed(event, attempt, error)
+        return self._checked(outcome, attempt)
+
+    def _failed(
+        self, event: RawEvent, attempt: int, error: BaseException
+    ) -> RetryLater | dead.Cause:
+        said = _said(error)
+        log.warning("%s: attempt %d at %s: %s", self._agent, attempt, event.id, said)
+        if attempt < self._retry.max_attempts:
+            return RetryLater(said)
+        return dead.Cause("failed", said, traceback.format_exc(limit=-8))
+
+    def _checked(self, outcome: Outcome, attempt: int) -> Outcome | dead.Cause:
+        match outcome:
+            case Reject(reason=reason):
+                return dead.Cause("rejected", str(reason))
+            case RetryLater(reason=reason) if attempt >= self._retry.max_attempts:
+                return dead.Cause("failed", reason or "asked for more attempts than allowed")
+            case RetryLater(delay_seconds=None) | Done() | Leave():
+                return outcome
+            case RetryLater(delay_seconds=float() | int() as seconds) if (
+                0 <= seconds <= DELAY_MAX_SECONDS
+            ):
+                return outcome
+        return dead.Cause("failed", f"the handler returned {outcome!r}, which is no outcome")
 
     async def _verdict(
         self, message: Message, attempt: int, outcome: Outcome | dead.Cause
@@ -318,7 +316,7 @@ class _Worker:
         match outcome:
             case dead.Cause():
                 await dead.bury(self._bus, self._agent, message, attempt, outcome)
-                return f"+TERM {outcome.reason}: {outcome.detail[:200]}".encode()
+                return b"+TERM " + dead.shown(f"{outcome.reason}: {outcome.detail}", 200).encode()
             case RetryLater(delay_seconds=seconds):
                 delay = self._retry.delay_seconds(attempt) if seconds is None else seconds
                 return b"-NAK " + msgspec.json.encode({"delay": int(delay * NS)})
@@ -327,21 +325,52 @@ class _Worker:
             case _:
                 return b"+ACK"
 
-    async def _settle(self, reply: Reply, verdict: bytes) -> None:
-        if not verdict:
-            return
+    async def _give_back(self, sequence: int) -> None:
+        await self._settle(sequence, b"-NAK")
+
+    async def _settle(self, sequence: int, verdict: bytes) -> None:
+        """Out of hand; `verdict` is what the server is told, "" for nothing."""
+        reply = self._held.pop(sequence)
+        at = delivered(reply.reply)
+        self._hand.drop(at.stream, sequence, settled=verdict[:1] == b"+")
+        if verdict:
+            await self._tell(reply, verdict)
+
+    async def _tell(self, reply: Reply, verdict: bytes) -> None:
         try:
             await self._bus.connection.send(reply.reply, verdict)
         except BusError as error:
             # It will be delivered again, which every handler must bear anyhow.
             log.debug("%s: not settled: %s", self._agent, error)
 
-    async def _wait_for_server(self) -> None:
+    async def _server_was_lost(self, error: BusError, changes: int) -> bool:
+        """Whether an error of a handler is about our server, and not about another that it asked.
+
+        `changes` counts the connection's before the handler began.
+        """
+        if isinstance(error, StorageFull) or self._changes != changes:
+            return True
+        try:
+            await self._bus.connection.api(f"STREAM.INFO.{self._stream}")
+        except (*LOST_SERVER, NoStream):
+            return True
+        return False
+
+    async def _wait_for_server(self, pause: float) -> None:
         while True:
-            await anyio.sleep(0.2)
+            await anyio.sleep(pause)
             try:
                 await self._bus.connection.wait_connected(60)
-                await self._bus.connection.api(f"STREAM.INFO.{STREAM}")
+                await self._bus.connection.api(f"STREAM.INFO.{self._stream}")
                 return
             except (*LOST_SERVER, NoStream) as error:
+                if self._bus.connection.closed:
+                    raise
                 log.debug("%s still waits: %s", self._agent, error)
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return repr(error)
+    except Exception:  # noqa: BLE001 - of somebody else's class
+        return f"{type(error).__name__}, which cannot be shown"

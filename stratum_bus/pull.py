@@ -37,7 +37,7 @@ class Pull:
         self._inbox = connection.new_inbox()
         self._heard = 0.0
         self._denied: PermissionDenied | None = None
-        self._needed: set[str] = set()
+        self._needed: tuple[str, ...] = ()
         self.outstanding = 0
         self.broken = True
         self.changed = asyncio.Event()
@@ -64,7 +64,7 @@ class Pull:
     def _on_change(self, denied: PermissionDenied | None) -> None:
         if denied is None:
             self.invalidate()
-        elif denied.subject.lower() in self._needed:
+        elif denied.subject.lower().startswith(self._needed):
             self._denied = denied
             self.changed.set()
 
@@ -81,7 +81,7 @@ class Pull:
             body["max_bytes"] = max_bytes
         self.outstanding += batch
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        self._needed.add(subject.lower())
+        self._needed = (subject.lower(), f"$JS.ACK.{stream}.{consumer}.".lower())
         await self._connection.send(subject, msgspec.json.encode(body), reply=self._inbox)
 
     async def wait(self, seconds: float) -> None:
