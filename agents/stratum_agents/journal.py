@@ -89,13 +89,15 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """The data of a journal entry; which fields are there depends on its kind.
 
     `n` is the position in the handler (`3`, or `3.1.2` in a branch), `name` the step's name or
-    what is waited for. `packed` says that `result` refers to blobs (see `values`). `holder` is
+    what is waited for, `arguments` a digest of what the step was called with, so that one sees the
+    same call again ("" for none, or where they are no JSON). `packed` says that `result` refers to blobs (see `values`). `holder` is
     the message in whose delivery the owner works, as `<stream>-<sequence>`, `delivery` which one
     of it this is. `suspends` says that the owner let go of the run after this entry.
     """
 
     n: str = ""
     name: str = ""
+    arguments: str = ""
     result: Any = None
     packed: bool = False
     error: Failure | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import typing
 from collections.abc import Awaitable, Callable
@@ -57,13 +58,14 @@ async def step(
     async def call() -> Any:
         return await _invoke(core, n, function, arguments, keywords, timeout_seconds)
 
+    first = Entry(n=n, name=asked, arguments=_digest(arguments, keywords))
     tried = core.journal.attempts.get(n)
     failed: Entry | None = tried[-1].entry if tried else None
     while True:
         if failed is not None:
             await _backoff(core, n, failed)
         core.before_live(n)
-        entry, outcome = await _attempt(core, n, name, call, kind, retry, failed)
+        entry, outcome = await _attempt(core, first, name, call, kind, retry, failed)
         if not isinstance(outcome, _Failed):
             await core.append(STEP_COMPLETED, entry, id=f"{core.journal.run}-{n}")
             return outcome
@@ -75,7 +77,7 @@ async def step(
 
 async def _attempt(
     core: Core,
-    n: str,
+    first: Entry,
     name: str,
     call: Callable[[], Awaitable[Any]],
     kind: Any,
@@ -84,7 +86,7 @@ async def _attempt(
 ) -> tuple[Entry, Any]:
     """Do it once: the entry to append, and the result as a later replay will see it, or _Failed."""
     attempt = failed.attempt + 1 if failed else 1
-    entry = Entry(n=n, name=f"step:{name}", attempt=attempt)
+    entry = replace(first, attempt=attempt)
     started = perf_counter()
     try:
         value = await call()
@@ -100,6 +102,17 @@ async def _attempt(
         return entry, _Failed(error)
     seconds = perf_counter() - started
     return replace(entry, result=result, packed=packed, seconds=seconds), read
+
+
+def _digest(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> str:
+    """See `Entry.arguments`."""
+    if not arguments and not keywords:
+        return ""
+    try:
+        encoded = msgspec.json.encode((arguments, keywords))
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        return ""
+    return hashlib.blake2b(encoded, digest_size=9).hexdigest()
 
 
 class _Failed:
