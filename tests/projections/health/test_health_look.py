@@ -6,10 +6,13 @@ from typing import Any
 
 import anyio
 
+from stratum_agents.agent import Agent
+from stratum_agents.run import Run
+from stratum_agents.worker import work
 from stratum_bus import subject
 from stratum_bus.bus import Bus
 from stratum_bus.consume import Delivery, Leave, consume
-from stratum_bus.event import new
+from stratum_bus.event import Event, new
 from stratum_bus.testing import eventually
 from stratum_bus.thresholds import HealthConfig, Looping
 from stratum_projections.health.known import Known, Life, Mark, Moment
@@ -113,6 +116,26 @@ async def test_the_same_arguments_count_and_not_the_same_result(bus: Bus) -> Non
         await bus.publish(subject.run("a", "r1"), entry)
     [seen] = (await look.take(known, 0)).repetitions
     assert (seen.times, seen.among) == (3, 4)
+
+
+async def test_a_real_run_that_asks_the_same_again_and_again_is_seen(bus: Bus) -> None:
+    agent, stop = Agent("a"), anyio.Event()
+
+    async def search(words: str, at: int) -> list[str]:
+        return []
+
+    @agent.on("task")
+    async def circle(run: Run, event: Event[Any]) -> None:
+        for number in range(6):
+            await run.step("search", search, "the same", at=number % 2)
+        stop.set()
+
+    await send(bus, "a", 1)
+    await work(bus, agent, stop=stop)
+    async with bus.read(filters=["run.a.>"]) as reader:
+        run = subject.parse((await reader.batch(1, 1))[0].subject).run
+    [seen] = (await Look(bus, CONFIG).take(working(run), 0)).repetitions
+    assert (seen.call, seen.times, seen.among) == ("step:search", 3, 6)
 
 
 async def test_a_wait_between_calls_makes_them_no_loop(bus: Bus) -> None:
