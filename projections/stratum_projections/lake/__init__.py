@@ -1,0 +1,1 @@
+"""The lake: the stored events as Parquet files, for other tools and for ever."""

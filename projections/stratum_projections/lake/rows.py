@@ -1,0 +1,104 @@
+"""Messages as rows of a segment: the columns of `events`, and the message as it was stored.
+
+`events`' columns are for those who ask the files; `stored_ns`, `headers` and `payload` are what a
+message is made of again, byte for byte. A message that is no event has a row too, with the reason
+in `unreadable` and no attributes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import msgspec
+import pyarrow as pa
+
+from stratum_bus.message import Message
+from stratum_projections.batch import COLUMNS, complete, incoming
+
+_ARROW: dict[str, pa.DataType] = {
+    "bigint": pa.int64(),
+    "varchar": pa.string(),
+    "json": pa.string(),
+    "timestamptz": pa.timestamp("us", "UTC"),
+}
+_EVENT = pa.schema([(name, _ARROW[kind]) for name, kind in COLUMNS.items()])
+
+RAW = ("subject", "seq", "stored_ns", "headers", "payload")
+"""The columns that a message is made of again."""
+
+SCHEMA = pa.schema(
+    [
+        *_EVENT,
+        ("unreadable", pa.string()),
+        ("stored_ns", pa.int64()),
+        ("headers", pa.string()),
+        ("payload", pa.binary()),
+    ]
+)
+"""The columns of a segment. `headers` is a JSON object, or NULL for a message without headers."""
+
+
+def rows(messages: Sequence[Message]) -> pa.Table:
+    """The messages (of one stream, in order) as rows of SCHEMA.
+
+    Read one by one by `event.read`: for all of a message's columns DuckDB is no faster.
+    """
+    events, unreadable = complete(messages)
+    events = events.cast(_EVENT)
+    reasons = {each.sequence: each.reason for each in unreadable}
+    if reasons:
+        others = _as_events(incoming([m for m in messages if m.sequence in reasons]))
+        events = pa.concat_tables([events, others]).sort_by("seq")
+    return pa.table(
+        [
+            *events.columns,
+            pa.array([reasons.get(m.sequence) for m in messages], pa.string()),
+            pa.array([m.time_ns for m in messages], pa.int64()),
+            pa.array([_headers(m.headers) for m in messages], pa.string()),
+            pa.array([m.payload for m in messages], pa.binary()),
+        ],
+        schema=SCHEMA,
+    )
+
+
+def messages_of(batch: pa.RecordBatch, stream: str, end: int) -> list[Message]:
+    """The messages of rows with the columns RAW; `pending` is how many are left up to `end`."""
+    columns = [batch.column(name).to_pylist() for name in RAW]
+    return [
+        Message(stream, sequence, subject, time_ns, payload, _headers_of(headers), end - sequence)
+        for subject, sequence, time_ns, headers, payload in zip(*columns, strict=True)
+    ]
+
+
+def _as_events(table: pa.Table) -> pa.Table:
+    """Rows with the columns that `incoming` has; all others are NULL."""
+    count = table.num_rows
+    return pa.table(
+        [
+            table[field.name].cast(field.type)
+            if field.name in table.column_names
+            else pa.nulls(count, field.type)
+            for field in _EVENT
+        ],
+        schema=_EVENT,
+    )
+
+
+def _headers(headers: dict[str, str] | None) -> str | None:
+    if headers is None:
+        return None
+    try:
+        return msgspec.json.encode(headers).decode()
+    except UnicodeEncodeError:
+        return json.dumps(headers)  # bytes that are no text stand in it as lone surrogates
+
+
+def _headers_of(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=dict[str, str])
+    except msgspec.DecodeError:
+        found: dict[str, str] = json.loads(text)
+        return found
