@@ -3,9 +3,10 @@
 from stratum_projections.views.agents import AGENTS
 from stratum_projections.views.dead_letters import DEAD_LETTERS
 from stratum_projections.views.events import EVENTS
+from stratum_projections.views.incidents import INCIDENTS
 from stratum_projections.views.memory import MEMORY
 from stratum_projections.views.messages import MESSAGES
 
-SHIPPED = (EVENTS, MESSAGES, MEMORY, AGENTS, DEAD_LETTERS)
+SHIPPED = (EVENTS, MESSAGES, MEMORY, AGENTS, DEAD_LETTERS, INCIDENTS)
 
 __all__ = ["SHIPPED"]
