@@ -9,8 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from stratum_agents.inputs import REQUESTS, Request
-from stratum_agents.journal import FORKED, PREFIX, Entry, Journal
+from stratum_agents.journal import (
+    FORKED,
+    PREFIX,
+    STEP_COMPLETED,
+    STEP_FAILED,
+    Entry,
+    Journal,
+    Recorded,
+)
 from stratum_agents.run import run_id
+from stratum_agents.waits import REPLY_FAILED, TIMEOUT
 from stratum_bus import dead, subject
 from stratum_bus.bus import Bus
 from stratum_bus.dead import Letter
@@ -42,36 +51,64 @@ async def fork(bus: Bus, agent: str, run: str, at: str, sets: dict[str, Any] | N
     """Fork a run at a position (`7`, `3.1.2`) or a step's name; returns the new run's id.
 
     The new run has all that was journaled before that, with the results of the steps in `sets`
-    (by position or name) replaced, and does the rest live. Raises NotFound.
+    (by position or name) replaced, and does the rest live. `end` is behind all that a run which
+    has ended did. Raises NotFound, EncodeError.
     """
-    new_run, appends = await _fork(bus, agent, run, at, sets or {})
+    new_run, appends = prepare(await Journal(bus, agent, run).load(), at, sets or {})
     await bus.commit(appends)
     return new_run
 
 
 async def redrive(bus: Bus, letter: Letter, reason: str = "") -> str:
-    """Run a failed run again from the step that failed, as a fork; returns the new run's id.
+    """Run a failed run again from where it failed, as a fork; returns the new run's id.
 
-    Where nothing was journaled before its end, the event itself is sent again (`dead.redrive`).
+    Where it kept nothing that could be shared, the event itself is sent again (`dead.redrive`).
     """
     agent, run = letter.letter.agent, letter.letter.run
     journal = await Journal(bus, agent, run).load() if run else None
-    failed = [r for r in journal.decided.values() if r.entry.final] if journal else []
-    if not failed:
+    if journal is None or not (at := failed_at(journal)):
         await dead.redrive(bus, letter, reason)
         return run_id(agent, dead.redriven_id(letter))
-    new_run, appends = await _fork(bus, agent, run, failed[-1].entry.n, {})
+    new_run, appends = prepare(journal, at, {})
     await bus.commit([*appends, dead.redriven(letter, new_run, reason)])
     return new_run
 
 
-async def _fork(
-    bus: Bus, agent: str, run: str, at: str, sets: dict[str, Any]
-) -> tuple[str, list[Append]]:
-    journal = await Journal(bus, agent, run).load()
+def failed_at(journal: Journal) -> str:
+    """Where a failed run is to go on: the step, wait or call that failed last, else `end`.
+
+    "" where it did nothing, or where it undid what it did: then it has to begin anew.
+    """
+    if journal.compensating is not None or not (journal.decided or journal.effects):
+        return ""
+    failures = [n for r in journal.decided.values() if (n := _call_that_failed(journal, r))]
+    return failures[-1] if failures else "end"
+
+
+def _call_that_failed(journal: Journal, decided: Recorded) -> str:
+    entry = decided.entry
+    if decided.kind == STEP_FAILED or entry.reason == TIMEOUT:
+        return entry.n
+    answer = journal.inputs.get(entry.input)
+    if answer is None or answer.entry.name != REPLY_FAILED:
+        return ""
+    return answer.entry.at.rpartition("-")[2]  # who was asked has to be asked again
+
+
+def prepare(journal: Journal, at: str, sets: dict[str, Any]) -> tuple[str, list[Append]]:
+    """The id of a fork, and the events that make it; see `fork`."""
+    agent, run = journal.agent, journal.run
     if not journal.started:
         raise NotFound("run", f"{run} of agent {agent}")
-    at = journal.at(at).entry.n
+    at, behind = journal.at(at)
+    before = [
+        r.entry
+        for r in journal.entries
+        if r.sequence < behind.sequence and r.kind == STEP_COMPLETED
+    ]
+    known = {key for entry in before for key in (entry.n, entry.name.removeprefix("step:"))}
+    if unknown := [key for key in sets if key not in known]:
+        raise NotFound("step", f"{unknown[0]} that run {run} has done before position {at}")
     new_run = run_id(agent, f"fork of {run} {uuid7()}")
     entry = Entry(run=run, at=at, sets=sets, origin=journal.origin, suspends=True)
     event = new(

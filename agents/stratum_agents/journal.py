@@ -356,22 +356,31 @@ class Journal:
         the effects that this brings.
         """
         parent = await Journal(self._bus, self.agent, forked.entry.run).load()
-        first = parent.at(forked.entry.at)
+        at, first = parent.at(forked.entry.at)
         for recorded in parent.entries:
             if recorded.sequence < first.sequence and recorded.kind in INHERITED:
                 self._fold(_with_set(recorded, forked.entry.sets))
         # Messages before the position may have been committed with an entry behind it.
-        done = [e for n, e in parent.effects.items() if _order(n) < _order(first.entry.n)]
+        done = [e for n, e in parent.effects.items() if _order(n) < _order(at)]
         self.origin = parent.origin
         self.last_sequence, self.forked_from = 0, forked.entry.run
         return replace(forked, entry=replace(forked.entry, effects=done))
 
-    def at(self, at: str) -> Recorded:
-        """The first entry at a position, or of a step's name; raises NotFound."""
-        for recorded in self.entries:
-            if at and at in (recorded.entry.n, recorded.entry.name.removeprefix("step:")):
-                return recorded
-        raise NotFound("position", f"{at or '(none)'} in the journal of run {self.run}")
+    def at(self, at: str) -> tuple[str, Recorded]:
+        """A position of the handler, given as such or by a step's name, and the first entry that
+        holds it; `end` is behind all positions of a run that has ended. Raises NotFound.
+        """
+        if at == "end" and self.end is not None:
+            return at, self.end
+        own = [r for r in self.entries if r.kind not in INPUTS and r.entry.n[:1].isdigit()]
+        named = (r.entry.n for r in own if at == r.entry.name.removeprefix("step:"))
+        n = at if at in self.positions() else next(named, "")
+        if n[:1].isdigit():
+            return n, next(r for r in self.entries if n in _positions_of(r.entry))
+        there = sorted(filter(lambda n: n[0].isdigit(), self.positions()), key=_order)
+        shown = ", ".join(there if len(there) <= 12 else [*there[:5], "…", *there[-5:]])
+        where = f"{at or '(none)'} in the journal of run {self.run}"
+        raise NotFound("position or step", f"{where}; it has {shown or 'none'}")
 
     def _fold(self, recorded: Recorded) -> None:
         if recorded.sequence <= self.last_sequence:
@@ -419,6 +428,10 @@ def _state(kind: str, entry: Entry) -> str:
     if kind in ENDS or kind == PARKED:
         return kind
     return "waiting" if entry.suspends else "running"
+
+
+def _positions_of(entry: Entry) -> list[str]:
+    return [entry.n, *(effect.n for effect in entry.effects)]
 
 
 def _order(n: str) -> tuple[int, ...]:
