@@ -83,13 +83,15 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Held(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A message that a process had in hand at its end. `begun`: its handler had been called.
 
-    `deaths` counts the ends in a row at which it was begun and its run had not moved on.
+    `deaths` counts the ends in a row at which it was begun and its run had not moved on; `mark` is
+    where that run stood.
     """
 
     sequence: int
     stream: str = "LOG"
     begun: bool = False
     deaths: int = 0
+    mark: str = ""
 
 
 @event_type(PREFIX + ENDED)

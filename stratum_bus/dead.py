@@ -27,7 +27,7 @@ OPEN, REDRIVEN, DROPPED = "open", "redriven", "dropped"
 
 
 class Cause(msgspec.Struct, frozen=True):
-    """Why: `reason` is rejected, failed, unreadable or undeliverable; `detail` says more."""
+    """Why: `reason` is rejected, failed, unreadable, undeliverable or poison; `detail` says more."""
 
     reason: str
     detail: str
@@ -78,8 +78,13 @@ class Letter(msgspec.Struct, frozen=True):
     letter: Lettered
 
 
-async def bury(bus: Bus, agent: str, message: Message, attempts: int, cause: Cause) -> None:
-    """Append the dead letter of a message; the same message makes the same letter."""
+async def bury(
+    bus: Bus, agent: str, message: Message, attempts: int, cause: Cause, *, run: str = ""
+) -> None:
+    """Append the dead letter of a message; the same message makes the same letter.
+
+    `run` is the run that it had started, where that is to be gone on with.
+    """
     try:
         event: Event[Any] = message.event()
         type = _fitting(subject.event_type, event.type, "message")
@@ -94,6 +99,7 @@ async def bury(bus: Bus, agent: str, message: Message, attempts: int, cause: Cau
         attempts,
         Origin(message.stream, message.sequence, message.subject, event.id),
         shown(cause.trace, DETAIL_MAX),
+        run,
     )
     dead = new(
         "stratum.dead.lettered",

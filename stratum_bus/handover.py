@@ -8,8 +8,9 @@ back at once. To know, each instance answers on a subject of its own as long as 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import anyio
 
@@ -24,6 +25,9 @@ log = logging.getLogger("stratum.handover")
 ANSWER_SECONDS = 0.05
 """How long others have to say that they live; one that is stopped or blocked counts as gone from
 here on only by `ack_wait`, since its subscription is still there."""
+
+GIVE_BACK = b"-NAK"
+"""Have it delivered again at once."""
 
 _STARTING, _WORKING = b"starting", b"working"
 
@@ -78,15 +82,35 @@ async def reclaim(bus: Bus, stream: str, consumer: str, filters: Sequence[str]) 
     Only for the first instance: others would lose what they have in hand.
     """
     info = await bus.connection.api(f"CONSUMER.INFO.{stream}.{consumer}")
-    if not info["num_ack_pending"]:
+    count: int = info["num_ack_pending"]
+    if not count:
         return 0
-    floor, delivered = info["ack_floor"], info["delivered"]
-    first, last = floor["stream_seq"] + 1, delivered["stream_seq"]
+    first, last = info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"]
     async with bus.read(stream, filters=filters, start=first, end=last) as reader:
         async for message in reader:
-            # The server looks at the stream sequence, and that the other lies behind the floor.
-            place = f"1.{message.sequence}.{floor['consumer_seq'] + 1}.0.0"
-            await bus.connection.send(f"$JS.ACK.{stream}.{consumer}.{place}", b"-NAK")
-    count: int = info["num_ack_pending"]
+            await _send(bus, stream, consumer, message.sequence, info, GIVE_BACK)
     log.info("%s: took back %d that were in hand when it ended", consumer, count)
     return count
+
+
+async def settle(
+    bus: Bus, stream: str, consumer: str, sequences: Collection[int], verdict: bytes = GIVE_BACK
+) -> int:
+    """Settle what is in the hand of somebody who cannot do it any more; returns how many of all
+    that were delivered are not yet settled.
+
+    What was settled before stays as it is. Raises NotFound where there is no such consumer.
+    """
+    info = await bus.connection.api(f"CONSUMER.INFO.{stream}.{consumer}")
+    for sequence in sequences:
+        await _send(bus, stream, consumer, sequence, info, verdict)
+    count: int = info["num_ack_pending"]
+    return count
+
+
+async def _send(
+    bus: Bus, stream: str, consumer: str, sequence: int, info: dict[str, Any], verdict: bytes
+) -> None:
+    # The server looks at the stream sequence, and that the other lies behind the floor.
+    place = f"1.{sequence}.{info['ack_floor']['consumer_seq'] + 1}.0.0"
+    await bus.connection.send(f"$JS.ACK.{stream}.{consumer}.{place}", verdict)

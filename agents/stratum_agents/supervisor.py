@@ -1,97 +1,153 @@
-"""Keeps processes running: starts them, starts them again when they end, and stops them in order."""
+"""The supervisor: keeps the processes of agents and of Stratum's own parts running.
+
+It waits on its children, so it sees an end at once: what the process had in hand is given to others,
+a spare process takes its place. It executes the commands of the log, and writes down what it did.
+When it dies itself its children die with it, and the next one starts anew.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 
 import anyio
-import msgspec
 
-from stratum_bus.child import Child
+from stratum_agents.supervision.beats import Beats
+from stratum_agents.supervision.common import Common, Say
+from stratum_agents.supervision.desk import FILTERS, Desk
+from stratum_agents.supervision.keeper import Keeper
+from stratum_agents.supervision.ledger import Ledger
+from stratum_agents.supervision.metrics import Metrics
+from stratum_agents.supervision.probes import Part, Status
+from stratum_agents.supervision.program import Program, python
+from stratum_agents.supervision.running import Spares
+from stratum_agents.worker import new_instance
+from stratum_bus import heartbeat
+from stratum_bus.bus import Bus, connect
+from stratum_bus.config import Config
+from stratum_bus.consume import consume
+from stratum_bus.heartbeat import Vitals, beating
+from stratum_bus.supervision import REST_FOR_ONE
+from stratum_bus.tasks import task_group
 
-HEALTHY_SECONDS = 60.0
-"""A program that ran as long as this starts again without delay."""
+__all__ = ["Program", "Say", "Supervisor", "python"]
 
-FIRST_DELAY_SECONDS = 0.2
-MAX_DELAY_SECONDS = 30.0
+log = logging.getLogger("stratum.supervisor")
 
-Say = Callable[[str], None]
-
-
-class Program(msgspec.Struct, frozen=True):
-    """What is to be kept running: what it is called, and its command line."""
-
-    name: str
-    command: tuple[str, ...]
+NAME = "supervisor"
+LEDGER_SECONDS = 3.0
+"""How long a supervisor that ends waits for its last events to be written."""
 
 
-def python(module: str, *arguments: str) -> tuple[str, ...]:
-    """The command line of a module of ours."""
-    return (sys.executable, "-m", module, *arguments)
+class Supervisor:
+    """Runs `programs`; made and run by its caller. `say` gets a line for each fact.
 
-
-async def supervise(
-    programs: Sequence[Program], *, stop: anyio.Event, say: Say, grace_seconds: float = 10.0
-) -> None:
-    """Run the programs until `stop` is set; then SIGTERM, and SIGKILL after `grace_seconds`.
-
-    One that ends is started again: the first time at once, then after a delay that doubles from
-    0.2 s to 30 s, and starts over when it has run for a minute. `say` gets a line for each fact.
+    `opened` is set when all that is to run has been started once. `spare` is what a spare process
+    runs, None for no spares. Agents are in the order of
+    stratum.toml, which is that of rest-for-one.
     """
-    async with anyio.create_task_group() as tasks:
-        for program in programs:
-            tasks.start_soon(_keep, program, stop, say, grace_seconds)
 
+    def __init__(
+        self, config: Config, programs: Sequence[Program], say: Say, spare: Program | None = None
+    ) -> None:
+        self._config = config
+        self._programs = programs
+        self._say = say
+        self._spare = spare
+        self.metrics = Metrics()
+        self.vitals = Vitals(NAME, heartbeat.SUPERVISOR, new_instance())
+        self.beats = Beats(lambda name: self.metrics.beats.labels(name).inc())
+        self.keepers: dict[str, Keeper] = {}
+        self.connected: Callable[[], bool] = lambda: False
+        self.opened = anyio.Event()
 
-async def _keep(program: Program, stop: anyio.Event, say: Say, grace_seconds: float) -> None:
-    failures = 0
-    while not stop.is_set():
-        started = anyio.current_time()
-        child = Child(program.command)
-        say(f"{program.name}: {'started' if failures == 0 else 'started again'} (pid {child.pid})")
-        try:
-            code = await _wait(child, stop)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(child.stop, grace_seconds)
-        if code is None:
-            say(f"{program.name}: stopped")
+    async def run(self, url: str, *, stop: anyio.Event) -> None:
+        """Until `stop` is set; then end them in order: agents, then the rest. Raises
+        ConnectionLost where no server answers at the start."""
+        async with AsyncExitStack() as stack:
+            bus = await stack.enter_async_context(connect(url, name=NAME))
+            every = self._config.supervisor.beat_seconds
+            await stack.enter_async_context(beating(url, self.vitals, every_seconds=every))
+            names = [program.name for program in self._programs]
+            await stack.enter_async_context(self.beats.heard(bus, names))
+            self.connected = lambda: bus.connection.connected
+            await self._run(bus, stop)
+
+    async def _run(self, bus: Bus, stop: anyio.Event) -> None:
+        settings = self._config.supervisor
+        ledger = Ledger(bus, self._written)
+        spares = Spares(self._spare, settings.spares)
+        common = Common(
+            settings, bus, ledger, spares, self.beats, self.metrics, self._say,
+            self.vitals.instance,
+        )  # fmt: skip
+        async with task_group() as writing:
+            writing.start_soon(ledger.run)
+            async with task_group() as tasks:
+                for program in self._programs:
+                    keeper = Keeper(program, common, tasks, self._on_end)
+                    self.keepers[program.name] = keeper
+                desk = Desk(common, self.keepers)
+                await desk.prepare()
+                for keeper in self.keepers.values():
+                    self._open(keeper)
+                self.vitals.set_ready()
+                self.opened.set()
+                async with task_group() as helping:
+                    helping.start_soon(spares.keep)
+                    await self._obey(bus, desk, stop)
+                    helping.cancel_scope.cancel()
+                self.vitals.set_stopping()
+                await self._close()
+                tasks.cancel_scope.cancel()
+            await ledger.written(LEDGER_SECONDS)
+            writing.cancel_scope.cancel()
+
+    async def _obey(self, bus: Bus, desk: Desk, stop: anyio.Event) -> None:
+        await consume(
+            bus, self._config.supervisor.name, desk.handle, stop=stop, filters=FILTERS,
+            concurrency=32, grace_seconds=1.0,
+        )  # fmt: skip
+
+    def _open(self, keeper: Keeper) -> None:
+        state = keeper.state
+        if not state.count:
+            what = "quarantined" if state.quarantined else "stopped"
+            why = f" ({state.reason})" if state.reason else ""
+            mend = f"start it with `stratum agent start {keeper.name}`"
+            self._say(f"{keeper.name}: {what} since {state.since}{why}; {mend}")
+        keeper.open()
+
+    async def _close(self) -> None:
+        """End all, agents first: they still have things to tell."""
+        for are_agents in (True, False):
+            async with task_group() as ending:
+                for keeper in self.keepers.values():
+                    if keeper.program.is_agent == are_agents:
+                        ending.start_soon(keeper.end)
+
+    def _on_end(self, name: str, ended: str) -> None:
+        """With rest-for-one, those behind it in the file are started again, too."""
+        agents = [program.name for program in self._programs if program.is_agent]
+        if self._config.supervisor.strategy != REST_FOR_ONE or name not in agents:
             return
-        lived = anyio.current_time() - started
-        failures = 1 if lived > HEALTHY_SECONDS else failures + 1
-        delay = _delay_seconds(failures)
-        after = f"again in {delay:.1f} s" if delay else "again at once"
-        say(f"{program.name}: ended after {lived:.1f} s ({_ending(code)}), {after}")
-        with anyio.move_on_after(delay):
-            await stop.wait()
+        for later in agents[agents.index(name) + 1 :]:
+            if (keeper := self.keepers[later]).running:
+                keeper.restart_for(ended, f"rest-for-one: {name} ended")
 
+    def status(self) -> Status:
+        """What is wanted and what runs; ready where they agree and all answer."""
+        parts = {
+            name: Part(
+                keeper.state.count, len(keeper.running), keeper.is_ready(),
+                keeper.state.quarantined,
+            )
+            for name, keeper in list(self.keepers.items())
+        }  # fmt: skip
+        is_ready = self.connected() and bool(parts) and all(p.ready for p in parts.values())
+        return Status(is_ready, self.connected(), parts)
 
-async def _wait(child: Child, stop: anyio.Event) -> int | None:
-    """The exit code, or None where `stop` came first."""
-    code: int | None = None
-
-    async def ended(scope: anyio.CancelScope) -> None:
-        nonlocal code
-        code = await child.wait()
-        scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ended, tasks.cancel_scope)
-        await stop.wait()
-        tasks.cancel_scope.cancel()
-    return code
-
-
-def _delay_seconds(failures: int) -> float:
-    if failures <= 1:
-        return 0.0
-    return float(min(FIRST_DELAY_SECONDS * 2 ** (failures - 2), MAX_DELAY_SECONDS))
-
-
-def _ending(code: int) -> str:
-    if code < 0:
-        return f"signal {signal.Signals(-code).name}"
-    return f"exit code {code}" if code != os.EX_OK else "by itself"
+    def _written(self) -> None:
+        self.vitals.progress += 1
+        self.metrics.events.inc()

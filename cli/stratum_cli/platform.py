@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,10 +13,13 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from stratum_agents.supervisor import Program, python, supervise
-from stratum_bus import jetstream, service
+from stratum_agents.supervision import program, systemd
+from stratum_agents.supervision.probes import probes
+from stratum_agents.supervisor import Program, Supervisor, python
+from stratum_bus import heartbeat, jetstream, service
 from stratum_bus.bus import Bus, connect
 from stratum_bus.config import Config
+from stratum_bus.data_dir import DataDir
 from stratum_bus.errors import NoStream, QueryError, StratumError
 from stratum_bus.server import Server, embedded
 from stratum_bus.stream import load_streams, provision
@@ -23,8 +27,6 @@ from stratum_bus.tasks import task_group
 
 PROJECTOR = "main"
 READY_SECONDS = 30.0
-GRACE_SECONDS = 15.0
-
 _QUERY_EVERY_SECONDS = 0.05
 _RESTART_SECONDS = 0.2
 _DONE = {"create": "created", "update": "updated"}
@@ -98,32 +100,60 @@ async def run(config: Config, config_file: str | None, say: Say) -> None:
             async with _server(config, stop, say) as url:
                 await _provision(url, say)
                 async with task_group() as tasks:
-                    tasks.start_soon(_announce_ready, config, url, say, announce)
-                    await supervise(
+                    supervisor = Supervisor(
+                        config,
                         _programs(config, config_file, url),
-                        stop=stop,
-                        say=say,
-                        grace_seconds=GRACE_SECONDS,
+                        say,
+                        program.spare(config, config_file, url),
                     )
-                    await stop.wait()
+                    tasks.start_soon(_announce_ready, config, supervisor, url, say, announce)
+                    tasks.start_soon(systemd.keep_telling)
+                    async with _probes(config, supervisor, say):
+                        await supervisor.run(url, stop=stop)
+                    systemd.tell(systemd.STOPPING)
                     tasks.cancel_scope.cancel()
 
         await service.run(main)
 
 
 def _programs(config: Config, config_file: str | None, url: str) -> list[Program]:
+    common = ("--url", url, "--with-parent", "--beat-seconds", str(config.supervisor.beat_seconds))
     settings = msgspec.json.encode(config.projector).decode()
     projector = python(
-        "stratum_projections", "--url", url, "--path", config.projector.path, "--config", settings
+        "stratum_projections", *common, "--path", config.projector.path, "--config", settings
     )
-    programs = [Program("projector", projector)]
-    extra = ("--config", config_file) if config_file else ()
-    for name, agent in config.agents.items():
-        for number in range(1, agent.instances + 1):
-            label = name if agent.instances == 1 else f"{name} {number}"
-            command = python("stratum_agents", name, "--url", url, *extra)
-            programs.append(Program(label, command))
-    return programs
+    limit = str(_store_bytes(config))
+    thresholds = msgspec.json.encode(config.health).decode()
+    health = python(
+        "stratum_projections.health", *common, "--config", thresholds, "--store-bytes", limit
+    )
+    return [
+        Program(name="projector", command=projector, kind=heartbeat.PROJECTOR, named=True),
+        Program(name="health", command=health, kind=heartbeat.HEALTH, named=True),
+        *program.agents(config, config_file, url),
+    ]
+
+
+def _store_bytes(config: Config) -> int:
+    """How much the server that was started here may store; 0 for a server of yours."""
+    with contextlib.suppress(OSError):
+        text = DataDir(config.server.data_dir).config_file.read_text(encoding="utf-8")
+        found = re.search(r"^\s*max_file_store: (\d+)$", text, re.MULTILINE)
+        return int(found[1]) if found and not config.server.url else 0
+    return 0
+
+
+@asynccontextmanager
+async def _probes(config: Config, supervisor: Supervisor, say: Say) -> AsyncIterator[None]:
+    """/healthz, /readyz and /metrics, where the settings name a port."""
+    settings = config.supervisor
+    if settings.http_port is None:
+        yield
+        return
+    host = settings.http_host
+    async with probes(host, settings.http_port, supervisor.status, supervisor.metrics) as port:
+        say(f"probes: http://{host}:{port}/healthz, /readyz and /metrics")
+        yield
 
 
 @asynccontextmanager
@@ -176,25 +206,32 @@ async def _provision(url: str, say: Say) -> None:
 
 
 async def _announce_ready(
-    config: Config, url: str, say: Say, announce: Callable[[Running], None]
+    config: Config,
+    supervisor: Supervisor,
+    url: str,
+    say: Say,
+    announce: Callable[[Running], None],
 ) -> None:
-    """Say when queries are answered and every agent listens."""
-    names = list(config.agents)
+    """Say when queries are answered and every agent that is to run listens."""
     with anyio.move_on_after(READY_SECONDS) as waiting:
         async with connect(url, name="stratum up") as bus:
-            for name in names:
-                await _until_listening(bus, name)
+            await supervisor.opened.wait()
+            for name in config.agents:
+                if config.agents[name].create:
+                    await _until_listening(bus, supervisor, name)
             await _until_answering(bus)
     if waiting.cancelled_caught:
         say(f"not everything is ready after {READY_SECONDS:g} s; see the lines above")
     else:
-        agents = f", agents: {', '.join(names)}" if names else ""
+        running = [name for name in config.agents if supervisor.keepers[name].running]
+        agents = f", agents: {', '.join(running)}" if running else ""
         say(f"ready{agents}; stop with Ctrl-C or `stratum down`")
     announce(Running(os.getpid(), url, True))
+    systemd.tell(systemd.READY)
 
 
-async def _until_listening(bus: Bus, agent: str) -> None:
-    while True:
+async def _until_listening(bus: Bus, supervisor: Supervisor, agent: str) -> None:
+    while supervisor.keepers[agent].state.count:
         with contextlib.suppress(StratumError):
             info = await bus.connection.api(f"CONSUMER.INFO.LOG.{agent}")
             if info.get("num_waiting"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +17,11 @@ import msgspec
 from stratum_bus import connect, service
 from stratum_bus.config import ProjectorConfig
 from stratum_bus.errors import StratumError
+from stratum_bus.heartbeat import EVERY_SECONDS, PROJECTOR, Vitals, beating
 from stratum_projections.runner import run
+
+NAME = "projector"
+"""By which it beats and is commanded."""
 
 log = logging.getLogger("stratum.projector")
 
@@ -30,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config", default="{}", help="JSON of the [projector] section, as in stratum.toml"
     )
+    parser.add_argument("--instance", help="its name in heartbeats; default: a new one")
+    parser.add_argument("--beat-seconds", type=float, default=EVERY_SECONDS)
     parser.add_argument(
         "--with-parent", action="store_true", help="stop when the parent process is gone"
     )
@@ -39,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     async def project(stop: anyio.Event) -> None:
         async with connect(asked.url, name=f"projector-{asked.projector}") as bus:
-            await run(bus, asked.path, stop=stop, projector=asked.projector, config=config)
+            vitals = Vitals(NAME, PROJECTOR, asked.instance or f"{asked.projector}-{os.getpid()}")
+            async with beating(asked.url, vitals, every_seconds=asked.beat_seconds):
+                await run(
+                    bus, asked.path, stop=stop, projector=asked.projector, config=config,
+                    vitals=vitals,
+                )  # fmt: skip
 
     try:
         anyio.run(lambda: service.run(project, with_parent=asked.with_parent))

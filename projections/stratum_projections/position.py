@@ -6,10 +6,13 @@ import anyio
 
 
 class Position:
-    """`sequence` only grows; it is moved when a batch is committed."""
+    """`sequence` only grows; it is moved when a batch is committed. `left` is how many events were
+    known to be behind it when the last ones came; None before.
+    """
 
     def __init__(self, sequence: int = 0) -> None:
         self.sequence = sequence
+        self.left: int | None = None
         self._moved = anyio.Event()
         self._waiting = 0
         self._hurry = anyio.Event()

@@ -26,6 +26,7 @@ from stratum_bus.errors import (
     NotFound,
     ProjectorError,
 )
+from stratum_bus.heartbeat import Vitals
 from stratum_bus.message import Message
 from stratum_bus.read import Reader
 from stratum_bus.tasks import task_group
@@ -56,10 +57,11 @@ async def run(
     projector: str = "main",
     config: ProjectorConfig | None = None,
     projections: Sequence[Projection] = SHIPPED,
+    vitals: Vitals | None = None,
 ) -> None:
     """Keep the projections in the file at `path` until `stop` is set, and answer queries on them.
 
-    Waits for a lost server. Raises ProjectorError where file, fence or stream does not let it go
+    `vitals` is told how far it is. Waits for a lost server. Raises ProjectorError where file, fence or stream does not let it go
     on, and NotFound where there is no stream.
     """
     config = config or ProjectorConfig()
@@ -70,6 +72,8 @@ async def run(
             log.info("%s: building %s from the log's beginning", store.path, ", ".join(fresh))
         fold = await anyio.to_thread.run_sync(Fold, store, checkpoint, projections)
         follower = _Follower(bus, store, checkpoint, fold, config)
+        if vitals is not None:
+            _tell(vitals, follower.position)
         async with task_group() as tasks:
             tasks.start_soon(_cancel_at, stop, tasks.cancel_scope)
             await follower.identify()
@@ -79,6 +83,14 @@ async def run(
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(store.close)
     log.info("stopped at %s %d", STREAM, checkpoint.position)
+
+
+def _tell(vitals: Vitals, position: Position) -> None:
+    def refresh() -> None:
+        vitals.progress, vitals.pending = position.sequence, position.left
+
+    vitals.refresh = refresh
+    vitals.set_ready()
 
 
 async def _cancel_at(stop: anyio.Event, scope: anyio.CancelScope) -> None:
@@ -152,7 +164,9 @@ class _Follower:
                 while True:
                     if messages := await self._next(reader, size):
                         size = largest if messages[-1].pending > self._small else self._small
+                        self.position.left = len(messages) + messages[-1].pending
                         await self._apply(messages)
+                        self.position.left = messages[-1].pending
                     else:
                         await self._rest()
         except NotFound:
