@@ -138,6 +138,11 @@ def load(path: Path | str | None = None, environ: Mapping[str, str] = os.environ
     return _resolve(sections, file.absolute().parent, environ)
 
 
+def instance(environ: Mapping[str, str] = os.environ) -> str:
+    """The name that a supervisor gave to this process, "" for none."""
+    return environ.get("STRATUM_INSTANCE", "")
+
+
 def settings(config: Config, key: str, kind: type[S]) -> S:
     """Convert an agent's settings, as in `settings(config, "agents.research.settings", Research)`.
 

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -71,6 +72,16 @@ class DataDir:
                     return None
                 raise
         return descriptor
+
+    def room_bytes(self, stored_bytes: int) -> int:
+        """How much the server may store in all, by its settings and by what the disk has left;
+        0 where that cannot be told."""
+        try:
+            said = re.search(r"max_file_store: (\d+)", self.config_file.read_text(encoding="utf-8"))
+            free = shutil.disk_usage(self.path).free
+        except (OSError, UnicodeDecodeError):
+            return 0
+        return min(int(said.group(1)), stored_bytes + free) if said else 0
 
     def is_locked(self) -> bool:
         """Whether a server lives on the folder. Asking does not disturb one that is starting."""

@@ -142,6 +142,13 @@ def _fold_started(
             head_at_progress=known.head,
         )  # fmt: skip
     life.slot = started.slot
+    for other in [
+        each
+        for each in known.lives.values()
+        if each.agent == agent and each.slot == started.slot and each is not life
+    ]:  # its supervisor ended with it, so nobody saw its end
+        del known.lives[other.key]
+        known.gone[other.key] = at.ns
 
 
 def _fold_ended(

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from stratum_bus.bus import Bus
+from stratum_bus.data_dir import DataDir
 from stratum_bus.message import Message, from_direct, is_direct
 from stratum_bus.thresholds import HealthConfig
 from stratum_projections.health.known import Known
@@ -44,14 +45,14 @@ _entry = msgspec.json.Decoder(_Entry).decode
 
 
 class Look:
-    """Takes the looks of one health projector. `store_bytes` is the limit of the server's store,
-    0 where it is not known.
+    """Takes the looks of one health projector. `folder` is that of the server's data, None where
+    it is not on this machine.
     """
 
-    def __init__(self, bus: Bus, config: HealthConfig, store_bytes: int = 0) -> None:
+    def __init__(self, bus: Bus, config: HealthConfig, folder: DataDir | None = None) -> None:
         self._bus = bus
         self._config = config
-        self._store_bytes = store_bytes
+        self._folder = folder
         self._count = 0
         self._before: dict[str, tuple[int, int]] = {}
         self._journals: dict[tuple[str, str], _Journal] = {}
@@ -111,9 +112,9 @@ class Look:
     async def _fills(self) -> list[Fill]:
         answer = await self._bus.connection.api("STREAM.LIST")
         found = [_fill(info) for info in answer.get("streams") or []]
-        if self._store_bytes:
-            account = await self._bus.connection.api("INFO")
-            found.append(Fill("", account["storage"], self._store_bytes))
+        if self._folder is not None:
+            stored = (await self._bus.connection.api("INFO"))["storage"]
+            found.append(Fill("", stored, self._folder.room_bytes(stored)))
         return [each for each in found if each.max_bytes or each.max_messages]
 
     async def _repetitions(self, runs: Sequence[tuple[str, str]]) -> list[Repetition]:

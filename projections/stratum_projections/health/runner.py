@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from stratum_bus import event, subject
 from stratum_bus.bus import Bus
 from stratum_bus.consume import LOST_SERVER
+from stratum_bus.data_dir import DataDir
 from stratum_bus.errors import NoStream, PermissionDenied, StratumError, WrongSequence
 from stratum_bus.heartbeat import EVERY_SECONDS, Vitals, beating
 from stratum_bus.heartbeat import HEALTH as KIND
@@ -44,16 +45,16 @@ async def run(
     *,
     stop: anyio.Event,
     instance: str,
-    store_bytes: int = 0,
+    folder: DataDir | None = None,
     beat_seconds: float = EVERY_SECONDS,
 ) -> None:
     """Judge until `stop` is set. Any number may run on one bus: they come to one judgement.
 
-    `store_bytes` is the limit of the server's store, 0: not known. A lost server is waited for.
+    `folder` is that of the server's data, where it is on this machine. A lost server is waited for.
     Raises NotFound where the streams are not there, StratumError where its ticks do not come back.
     """
     vitals = Vitals(NAME, KIND, instance)
-    projector = _Projector(bus, config, vitals, Look(bus, config, store_bytes))
+    projector = _Projector(bus, config, vitals, Look(bus, config, folder))
     async with beating(bus.connection.url, vitals, every_seconds=beat_seconds):
         start = await projector.read_past()
         async with task_group() as tasks:

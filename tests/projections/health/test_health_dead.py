@@ -179,3 +179,13 @@ def test_the_health_projector_itself_is_judged_by_what_was_seen_of_it(world: Any
     world.started("health", "h3")
     world.run(2)
     assert world.shown() == [("dead", "health", "h2", "closed")]
+
+
+def test_what_died_with_its_supervisor_is_no_incident_once_its_place_is_taken(world: Any) -> None:
+    one = world.started("a", "i1", slot=2)
+    world.run(5)
+    one.silent = True
+    world.run(0.5)
+    world.started("a", "i2", slot=2)
+    world.run(60)
+    assert world.incidents() == []

@@ -30,18 +30,34 @@ CONFIG = HealthConfig(
     tick_seconds=0.05, settle_seconds=0.5, dead=Dead(seconds=0.5, restart_seconds=0.7)
 )
 
+
+def toml(config: HealthConfig) -> str:
+    """The settings that these tests change, as a user writes them."""
+    return f"""
+        [supervisor]
+        beat_seconds = 0.1
+        [health]
+        tick_seconds = {config.tick_seconds}
+        settle_seconds = {config.settle_seconds}
+        [health.dead]
+        seconds = {config.dead.seconds}
+        restart_seconds = {config.dead.restart_seconds}
+    """
+
+
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
-def start_projector(bus_url: str) -> Iterator[Start]:
+def start_projector(bus_url: str, tmp_path: Path) -> Iterator[Start]:
     """Starts health projectors, each a process of its own."""
     children: list[subprocess.Popen[bytes]] = []
 
     def start(url: str = bus_url, config: HealthConfig = CONFIG) -> subprocess.Popen[bytes]:
+        file = tmp_path / f"{len(children)}.toml"
+        file.write_text(toml(config))
         command = [sys.executable, "-m", "stratum_projections.health", "--url", url]
-        command += ["--with-parent", "--beat-seconds", "0.1"]
-        command += ["--config", msgspec.json.encode(config).decode()]
+        command += ["--with-parent", "--config", str(file)]
         children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
         return children[-1]
 
