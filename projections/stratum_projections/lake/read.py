@@ -45,7 +45,7 @@ def lake_batches(folder: Folder, start: int = 1, end: int | None = None) -> Iter
     while at <= last:
         segment = _holding(folder, at, last)
         try:
-            for batch in _segment_batches(segment, folder.stream, at, last):
+            for batch in segment_batches(segment, folder.stream, at, last):
                 yield batch
                 at, attempts = batch[-1].sequence + 1, 0
             at = segment.last + 1
@@ -201,9 +201,11 @@ def _holding(folder: Folder, sequence: int, end: int) -> Segment:
     raise LakeError("missing", f"{folder.root} does not hold {folder.stream} {missing}")
 
 
-def _segment_batches(
-    segment: Segment, stream: str, start: int, end: int
-) -> Iterator[list[Message]]:
+def segment_batches(segment: Segment, stream: str, start: int, end: int) -> Iterator[list[Message]]:
+    """The messages of one segment from `start` to `end`.
+
+    Raises LakeError `damaged`, and FileNotFoundError where a compaction has removed it.
+    """
     with opened(segment.path) as file:
         facts_of(segment, stream, file.metadata)
         groups = [i for i in range(file.num_row_groups) if _within(file, i, start, end)]

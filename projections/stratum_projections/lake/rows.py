@@ -48,7 +48,7 @@ def rows(messages: Sequence[Message]) -> pa.Table:
     events = events.cast(_EVENT)
     reasons = {each.sequence: each.reason for each in unreadable}
     if reasons:
-        others = _as_events(incoming([m for m in messages if m.sequence in reasons]))
+        others = conform(incoming([m for m in messages if m.sequence in reasons]), _EVENT)
         events = pa.concat_tables([events, others]).sort_by("seq")
     return pa.table(
         [
@@ -71,17 +71,18 @@ def messages_of(batch: pa.RecordBatch, stream: str, end: int) -> list[Message]:
     ]
 
 
-def _as_events(table: pa.Table) -> pa.Table:
-    """Rows with the columns that `incoming` has; all others are NULL."""
-    count = table.num_rows
+def conform(table: pa.Table, schema: pa.Schema = SCHEMA) -> pa.Table:
+    """The table with the columns of `schema`; those that it does not have are NULL."""
+    if table.schema.equals(schema):
+        return table
     return pa.table(
         [
             table[field.name].cast(field.type)
             if field.name in table.column_names
-            else pa.nulls(count, field.type)
-            for field in _EVENT
+            else pa.nulls(table.num_rows, field.type)
+            for field in schema
         ],
-        schema=_EVENT,
+        schema=schema,
     )
 
 
