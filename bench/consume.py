@@ -68,6 +68,7 @@ async def _latency(write: Write, consuming: Consuming) -> Turn:
     """Publish to handler, messages being offered at a fixed rate whatever becomes of them."""
     agent, count = f"a{uuid7()}", int(OFFERED_PER_SECOND * LATENCY_SECONDS)
     async with consuming(agent) as handled, anyio.create_task_group() as tasks:
+        await _warm_up(write, agent, handled)
         start = perf_counter()
         for number in range(count):
             due = start + number / OFFERED_PER_SECOND
@@ -81,6 +82,7 @@ async def _rate(write: Write, consuming: Consuming) -> float:
     """Messages a second from the first that is offered to the last that is handled."""
     agent, stored = f"a{uuid7()}", 0
     async with consuming(agent) as handled:
+        await _warm_up(write, agent, handled)
         start = perf_counter()
 
         async def produce() -> None:
@@ -94,6 +96,13 @@ async def _rate(write: Write, consuming: Consuming) -> float:
                 tasks.start_soon(produce)
         await handled.reaches(stored)
     return stored / (handled.last - start)
+
+
+async def _warm_up(write: Write, agent: str, handled: Handled) -> None:
+    """Wait until the consumer is at work."""
+    await write(agent, 0.0)
+    await handled.reaches(1)
+    handled.seconds.clear()
 
 
 async def _write(bus: Bus, agent: str, offered: float) -> object:
