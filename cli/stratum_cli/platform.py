@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +18,6 @@ from stratum_agents.supervisor import Program, Supervisor, python
 from stratum_bus import heartbeat, jetstream, service
 from stratum_bus.bus import Bus, connect
 from stratum_bus.config import Config
-from stratum_bus.data_dir import DataDir
 from stratum_bus.errors import NoStream, QueryError, StratumError
 from stratum_bus.server import Server, embedded
 from stratum_bus.stream import load_streams, provision
@@ -117,30 +115,20 @@ async def run(config: Config, config_file: str | None, say: Say) -> None:
 
 
 def _programs(config: Config, config_file: str | None, url: str) -> list[Program]:
-    common = ("--url", url, "--with-parent", "--beat-seconds", str(config.supervisor.beat_seconds))
+    common = ("--url", url, "--with-parent")
     settings = msgspec.json.encode(config.projector).decode()
     projector = python(
-        "stratum_projections", *common, "--path", config.projector.path, "--config", settings
-    )
-    limit = str(_store_bytes(config))
-    thresholds = msgspec.json.encode(config.health).decode()
-    health = python(
-        "stratum_projections.health", *common, "--config", thresholds, "--store-bytes", limit
-    )
+        "stratum_projections", *common, "--path", config.projector.path, "--config", settings,
+        "--beat-seconds", str(config.supervisor.beat_seconds),
+    )  # fmt: skip
+    extra = ("--config", config_file) if config_file else ()
+    health = python("stratum_projections.health", *common, *extra)
+    environ = {**os.environ, "STRATUM_DATA_DIR": config.server.data_dir}
     return [
         Program(name="projector", command=projector, kind=heartbeat.PROJECTOR, named=True),
-        Program(name="health", command=health, kind=heartbeat.HEALTH, named=True),
+        Program(name="health", command=health, kind=heartbeat.HEALTH, named=True, environ=environ),
         *program.agents(config, config_file, url),
     ]
-
-
-def _store_bytes(config: Config) -> int:
-    """How much the server that was started here may store; 0 for a server of yours."""
-    with contextlib.suppress(OSError):
-        text = DataDir(config.server.data_dir).config_file.read_text(encoding="utf-8")
-        found = re.search(r"^\s*max_file_store: (\d+)$", text, re.MULTILINE)
-        return int(found[1]) if found and not config.server.url else 0
-    return 0
 
 
 @asynccontextmanager
