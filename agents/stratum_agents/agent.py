@@ -98,7 +98,13 @@ class Agent:
 
 def _data_type(function: Callable[..., Any]) -> Any:
     """What a handler's second parameter says its event's data is."""
-    hints = typing.get_type_hints(function)
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError as error:
+        where = f"handler {function.__qualname__}: {error}"
+        raise TypeError(
+            f"{where}; its annotations must be names of the module's top level"
+        ) from None
     names = list(function.__code__.co_varnames[: function.__code__.co_argcount])
     if len(names) < 2:
         raise TypeError(f"handler {function.__qualname__} must take (run, event)")

@@ -48,16 +48,9 @@ class Cursor:
         self._core = core
         self._number = 0
         self.branch = branch
-        self.gathering = False
 
     def next(self) -> str:
-        if self.gathering:
-            self._core.stop(
-                RunFailed(
-                    "a call on a run while its gather is at work has no place of its own: give "
-                    "gather functions of a run, as in run.gather(lambda run: work(run, item))"
-                )
-            )
+        self._core.enter(self.branch)
         self._number += 1
         n = f"{self.branch}.{self._number}" if self.branch else str(self._number)
         self._core.ask(n)
@@ -97,7 +90,9 @@ class Core:
         self.children: list[tuple[str, str, str]] = []
         self.unwinding = False
         self.stopped: BaseException | None = None
-        self.ways_on: list[Callable[[], bool]] = []
+        self._gathering: set[str] = set()
+        self._waiting: set[str] = set()
+        self._ways_on: list[Callable[[], bool]] = []
         self.asked: set[str] = set()
         self._ahead = {n for n in journal.positions() if n[0].isdigit()}
         self._times: dict[str, datetime] = {}
@@ -111,6 +106,17 @@ class Core:
         if self._bus is None:
             raise ReplayedToEnd("something outside the journal")
         return self._bus
+
+    def enter(self, branch: str) -> None:
+        """A call is made in a branch."""
+        if branch in self._gathering:
+            text = (
+                "a call on a run while its gather is at work has no place of its own: give gather "
+                "functions of a run, as in run.gather(lambda run: work(run, item))"
+            )
+            self.stop(RunFailed(text))
+        if branch in self._waiting:
+            raise Suspended  # what the handler does as it is left (finally) is for another time
 
     def ask(self, n: str) -> None:
         """The handler has come to a position."""
@@ -242,13 +248,30 @@ class Core:
         if self.journal.cancel is not None or self.journal.compensating is not None:
             raise RunCancelled
         if self.journal.paused:
-            self.ways_on.append(lambda: not self.journal.paused)
-            raise Suspended
+            self.suspend(n, lambda: not self.journal.paused)
+
+    def suspend(self, n: str, way_on: Callable[[], bool]) -> NoReturn:
+        """The call at a position waits, until `way_on`: its branch is let go of."""
+        self._ways_on.append(way_on)
+        if (branch := _place(n)[0]) not in self._gathering:
+            self._waiting.add(branch)
+        raise Suspended
+
+    async def gather(self, branch: str, calls: Awaitable[T]) -> T:
+        """Await what was gathered in a branch, which makes no calls of its own meanwhile."""
+        self._gathering.add(branch)
+        try:
+            return await calls
+        except Suspended:
+            self._waiting.add(branch)
+            raise
+        finally:
+            self._gathering.discard(branch)
 
     def can_go_on(self) -> bool:
         """Whether something came meanwhile that one of the branches has let go for."""
         cancelled = self.journal.cancel is not None and not self.unwinding
-        return cancelled or any(way_on() for way_on in self.ways_on)
+        return cancelled or any(way_on() for way_on in self._ways_on)
 
     async def append(
         self, kind: str, entry: Entry, *, id: str, stop_at_input: bool = False

@@ -177,11 +177,9 @@ class Run:
                 own.append(f"{n}.{number}")
                 core.pass_time(cursor.branch, own[-1])
                 calls.append(branch(Run(core, Cursor(core, own[-1]))))
-        cursor.gathering = True
         try:
-            return await waits.gather(core, calls)
+            return await core.gather(cursor.branch, waits.gather(core, calls))
         finally:
-            cursor.gathering = False
             for name in own:
                 core.pass_time(name, cursor.branch)
 
@@ -317,7 +315,7 @@ class Run:
         next_event = await self._send(to, type, data, n=n, replyto=replyto)
         entry = Entry(n=n, run=run_id(self.agent, next_event))
         await self._core.append(CONTINUED, entry, id=f"{self.id}-end")
-        raise Ended
+        self._core.stop(Ended())
 
     def fail(self, reason: str) -> RunFailed:
         """`raise run.fail("…")` ends the run as failed, without another attempt."""

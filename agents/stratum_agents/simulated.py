@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from stratum_agents.clock import Clock
 from stratum_bus.batch import PubAck
 from stratum_bus.bus import Bus
+from stratum_bus.errors import BusError
 from stratum_bus.event import Event
 from stratum_bus.message import Message, nanoseconds
 from stratum_bus.publish import Append
@@ -75,10 +76,17 @@ class Process(Bus):
 
     @asynccontextmanager
     async def _maybe_dying(self, to: str) -> AsyncIterator[None]:
-        self.left -= to.startswith("run.")
-        dies = self.left == 0 and to.startswith("run.")
+        if not to.startswith("run."):
+            yield
+            return
+        self.left -= 1
+        dies = self.left == 0
         if dies and not self.stored:
             raise Crash
-        yield
+        try:
+            yield
+        except BusError:
+            self.left += 1  # it was refused, and is no append
+            raise
         if dies:
             raise Crash

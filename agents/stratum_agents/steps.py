@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from stratum_agents.core import Core
-from stratum_agents.failure import StepFailed, Suspended, failure_of
+from stratum_agents.failure import StepFailed, failure_of
 from stratum_agents.journal import FIRED, STEP_COMPLETED, STEP_FAILED, Entry, Recorded
 from stratum_agents.recall import Recalled, nearest
 from stratum_agents.retry import Retry, Terminal
@@ -146,8 +146,7 @@ async def _backoff(core: Core, n: str, failed: Entry) -> None:
         return
     core.before_live(n)
     await set_timer(core, name, until)
-    core.ways_on.append(is_over)
-    raise Suspended
+    core.suspend(n, is_over)
 
 
 async def set_timer(core: Core, name: str, at: datetime) -> None:

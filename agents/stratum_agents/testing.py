@@ -52,6 +52,7 @@ class Kit:
         self._agents: dict[str, Agent] = {}
         self._workers: dict[str, Worker] = {}
         self._runs: dict[str, str] = {}
+        self._then: list[Agent] = []
         self._position = 0
         self._process = Process(bus, clock)
         self.deploy(*agents)
@@ -75,10 +76,12 @@ class Kit:
         self._runs[run] = name
         return run
 
-    async def signal(self, run: str, type: str, data: Any = None, *, id: str | None = None) -> None:
-        """Send a run an event that it may wait for."""
+    async def signal(
+        self, run: str, type: str, data: Any = None, *, agent: str = "", id: str | None = None
+    ) -> None:
+        """Send a run (of an agent: default the one it was started at) an event it may wait for."""
         event: Event[Any] = new(type, data, source=agent_source("test"), id=id)
-        to = subject.inbox(self._agent_of(run), "test", type)
+        to = subject.inbox(agent or self._agent_of(run), "test", type)
         await self._publish(to, replace(event, torun=run))
 
     async def cancel(self, run: str) -> None:
@@ -108,12 +111,13 @@ class Kit:
                     break
         self.clock.time = max(end, self.clock.time)
 
-    def crash(self, at: int, *, stored: bool = False) -> None:
+    def crash(self, at: int, *, stored: bool = False, then: Agent | None = None) -> None:
         """Have the process die at the append number `at` to a journal, counted from now: before
         it was `stored`, or after, without the process knowing. What was in its hands is delivered
-        again, to a new process of the code that is deployed then.
+        again, to a new process; of the code in `then`, where that is given.
         """
         self._process.left, self._process.stored = at, stored
+        self._then = [then] if then else []
 
     async def journal(self, run: str, agent: str = "") -> Journal:
         """The journal of a run; raises Damaged."""
@@ -157,7 +161,7 @@ class Kit:
                 outcome = await self._workers[agent].handle(Delivery(message, event, attempt))
             except Crash:
                 self.crashed += 1
-                self._workers[agent] = self._worker(self._agents[agent])
+                self.deploy(self._agents[agent], *self._then)
                 continue
             except Exception as error:
                 if attempt >= most:

@@ -148,8 +148,7 @@ async def _wait(
         if until is not None:
             # Also when it was scheduled before: the worker may have died in between.
             await set_timer(core, timer_name(n), until)
-        core.ways_on.append(partial(_is_decided, core, n, choose, until))
-        raise Suspended
+        core.suspend(n, partial(_is_decided, core, n, choose, until))
 
 
 def _decide(
