@@ -77,7 +77,7 @@ async def conduct(core: Core, handler: Handler, *, last_attempt: bool) -> Outcom
 
 async def _conduct(core: Core, handler: Handler, last_attempt: bool) -> Outcome:
     try:
-        result = await _call(core, handler)
+        result = await call(core, handler)
         if isinstance(result, RetryLater) and last_attempt:
             raise RunFailed(result.reason or "asked for more attempts than allowed")
         if isinstance(result, RetryLater | Leave):
@@ -99,7 +99,7 @@ async def _conduct(core: Core, handler: Handler, last_attempt: bool) -> Outcome:
     return Done()
 
 
-async def _call(core: Core, handler: Handler) -> Any:
+async def call(core: Core, handler: Handler) -> Any:
     """Call the handler; what stopped it comes out, whatever the handler made of it."""
     try:
         event = typed(core.event, handler.data)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from stratum_agents.clock import SYSTEM, Clock
 from stratum_agents.failure import (
     JournalMismatch,
+    OutsideJournal,
     ReplayedToEnd,
     RunCancelled,
     RunFailed,
@@ -104,7 +105,7 @@ class Core:
     @property
     def bus(self) -> Bus:
         if self._bus is None:
-            raise ReplayedToEnd("something outside the journal")
+            self.stop(OutsideJournal())
         return self._bus
 
     def enter(self, branch: str) -> None:
@@ -278,6 +279,8 @@ class Core:
     ) -> None:
         """Commit an entry with the effects and versions buffered so far; see `Journal.append`."""
         self.check()
+        if not self.live:
+            raise ReplayedToEnd(entry.n)
         taken, self._buffer = self._buffer, []
         versions, self._new_versions = self._new_versions, []
         if taken or versions:

@@ -82,8 +82,12 @@ class Ended(BaseException):
     """The run ended itself (`continue_as_new`)."""
 
 
-class ReplayedToEnd(BaseException):
-    """A replay without effects reached the end of the journal."""
+class ReplayedToEnd(Suspended):
+    """A replay without effects reached the end of the journal; its branches do so one by one."""
+
+
+class OutsideJournal(ReplayedToEnd):
+    """A replay without effects was asked for what stands in no journal."""
 
 
 def failure_of(error: BaseException) -> Failure:
