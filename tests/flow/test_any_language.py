@@ -250,7 +250,8 @@ def node() -> str:
     installed = PARTICIPANTS / "node_modules" / ".package-lock.json"
     wanted = PARTICIPANTS / "package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < wanted.stat().st_mtime:
-        command = [npm, "ci", "--no-audit", "--no-fund", "--loglevel=error"]
+        quickly = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--prefer-offline"]
+        command = [npm, "ci", "--no-audit", "--no-fund", "--loglevel=error", *quickly]
         try:
             subprocess.run(
                 command, cwd=PARTICIPANTS, check=True, capture_output=True, timeout=INSTALL_SECONDS
