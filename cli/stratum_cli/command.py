@@ -68,6 +68,23 @@ def command(app: typer.Typer, name: str | None = None) -> Callable[[F], F]:
     return declare
 
 
+def callback(app: typer.Typer) -> Callable[[F], F]:
+    """Declare what a noun does by itself, without a verb behind it; otherwise as `command`."""
+
+    def declare(function: F) -> F:
+        def call(ctx: typer.Context, **values: Any) -> None:
+            given = {key: values.pop(key) for key in SHARED}
+            if ctx.invoked_subcommand is None:
+                _run(function, _options(ctx, given), values)
+
+        call.__signature__ = _signature(function)  # type: ignore[attr-defined]
+        help = inspect.cleandoc(function.__doc__ or "")
+        app.callback(invoke_without_command=True, no_args_is_help=False, help=help)(call)
+        return function
+
+    return declare
+
+
 def group(name: str, help: str) -> typer.Typer:
     """A noun with commands of its own."""
     return typer.Typer(name=name, help=help, no_args_is_help=True)
@@ -87,8 +104,11 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 def _options(ctx: typer.Context, given: dict[str, Any]) -> Options:
     """What stands behind the command's name wins over what stands before it."""
-    before = {key: ctx.find_root().params.get(key) for key in SHARED}
-    return Options(**{key: given[key] or before[key] or SHARED[key][1] for key in SHARED})
+    values, at = dict(given), ctx.parent
+    while at is not None:
+        values = {key: values[key] or at.params.get(key) for key in SHARED}
+        at = at.parent
+    return Options(**{key: values[key] or SHARED[key][1] for key in SHARED})
 
 
 def _run(function: Callable[..., Any], options: Options, values: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ NOUNS = (
     "inbox",
     "memory",
     "agent",
+    "health",
     "dead",
     "stream",
     "sql",

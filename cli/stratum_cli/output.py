@@ -81,6 +81,11 @@ class Output:
         """One JSON object on a line of its own."""
         _write(one_line(msgspec.json.encode(row)).translate(_VISIBLE_IN_JSON) + "\n")
 
+    def clear(self) -> None:
+        """Begin at the top of the terminal again."""
+        if self.terminal and not self.json:
+            _write("\x1b[H\x1b[2J")
+
     def raw(self, text: str) -> None:
         """Text as it is: for what is no data of the log (help, completion, CSV)."""
         _write(text)

@@ -38,8 +38,11 @@ def commands() -> Iterator[tuple[str, Any]]:
 
     def walk(path: str, at: Any) -> Iterator[tuple[str, Any]]:
         for name, child in at.commands.items():
-            below = f"{path} {name}"
-            yield from walk(below, child) if hasattr(child, "commands") else [(below, child)]
+            below, verbs = f"{path} {name}", hasattr(child, "commands")
+            if not verbs or child.invoke_without_command:
+                yield below, child
+            if verbs:
+                yield from walk(below, child)
 
     return walk("stratum", typer.main.get_command(app))
 

@@ -31,6 +31,7 @@ FORGET_NS = 3600 * NS
 MICROSECOND_NS = 1000
 REMEMBER_NS = 7 * 24 * FORGET_NS
 ENDS_MAX = 100
+RESTART_ID = control.command_id("", control.RESTART)
 
 
 def fold_beat(known: Known, config: HealthConfig, beat: Beat, at: Moment) -> None:
@@ -131,7 +132,8 @@ def _fold_started(
 ) -> None:
     started = typed(event, control.Started).data
     state = _state(known, agent)
-    state.started, state.starts = at, state.starts + 1
+    state.started = at
+    state.restarts += started.command.startswith(RESTART_ID)
     key = agent, started.instance
     if key in known.gone:
         return
@@ -196,7 +198,7 @@ def _fold_command(known: Known, agent: str, name: str, id: str, command: control
             state.stopped = True
         case control.START:
             state.stopped = state.quarantined = False
-        case control.RESTART if not command.instance:
+        case control.RESTART if not command.instance and not command.incident:
             state.stopped = state.quarantined = False
         case control.PAUSE:
             state.paused = True

@@ -119,7 +119,7 @@ class Inbox(Struct):
 class AgentState(Struct, kw_only=True):
     """What its commands say an agent is to be, and what happened to its processes.
 
-    `beats`: one of its instances was heard at some time, so that the others should be. `parked` are
+    `restarts` were not asked for by a person. `beats`: one of its instances was heard at some time, so that the others should be. `parked` are
     messages that a command set aside, with its id. `last_incident` is the sequence of the last event under `control.<agent>.incident`, `decided`
     until when decisions wait for the last ones to appear in the log.
     """
@@ -129,7 +129,7 @@ class AgentState(Struct, kw_only=True):
     quarantined: bool = False
     instances: int = 0
     started: Moment | None = None
-    starts: int = 0
+    restarts: int = 0
     ends: list[End] = []
     beats: bool = False
     parked: dict[str, str] = field(default_factory=dict)

@@ -52,6 +52,11 @@ class Machine:
         """Control events of LOG, in order. They count from the tick on that says so."""
         self._control.extend(messages)
 
+    def learn_all(self) -> None:
+        """Take in what was learned, whatever no tick has said yet."""
+        while self._control:
+            self._fold_control(self._control.popleft())
+
     def needs(self, message: Message) -> int | None:
         """Up to which control event must have been learned before a tick is fed; None: no tick."""
         if _TICK not in message.payload:
