@@ -117,8 +117,10 @@ async def run(config: Config, config_file: str | None, say: Say) -> None:
 def _programs(config: Config, config_file: str | None, url: str) -> list[Program]:
     common = ("--url", url, "--with-parent")
     settings = msgspec.json.encode(config.projector).decode()
+    lake = msgspec.json.encode(config.lake).decode()
     projector = python(
         "stratum_projections", *common, "--path", config.projector.path, "--config", settings,
+        "--lake", lake,
         "--beat-seconds", str(config.supervisor.beat_seconds),
     )  # fmt: skip
     extra = ("--config", config_file) if config_file else ()

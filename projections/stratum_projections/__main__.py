@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from stratum_bus import connect, service
-from stratum_bus.config import ProjectorConfig
+from stratum_bus.config import LakeConfig, ProjectorConfig
 from stratum_bus.errors import StratumError
 from stratum_bus.heartbeat import EVERY_SECONDS, PROJECTOR, Vitals, beating
 from stratum_projections.runner import run
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config", default="{}", help="JSON of the [projector] section, as in stratum.toml"
     )
+    parser.add_argument("--lake", default="{}", help="JSON of the [lake] section")
     parser.add_argument("--instance", help="its name in heartbeats; default: a new one")
     parser.add_argument("--beat-seconds", type=float, default=EVERY_SECONDS)
     parser.add_argument(
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     service.log_to_stderr(asked.projector)
     config = msgspec.json.decode(asked.config, type=ProjectorConfig)
+    lake = msgspec.json.decode(asked.lake, type=LakeConfig)
 
     async def project(stop: anyio.Event) -> None:
         async with connect(asked.url, name=f"projector-{asked.projector}") as bus:
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             async with beating(asked.url, vitals, every_seconds=asked.beat_seconds):
                 await run(
                     bus, asked.path, stop=stop, projector=asked.projector, config=config,
-                    vitals=vitals,
+                    vitals=vitals, lake=lake,
                 )  # fmt: skip
 
     try:

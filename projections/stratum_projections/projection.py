@@ -30,7 +30,7 @@ import pyarrow as pa
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 RESERVED = {
     *("batch", "incoming", "decoded", "completed", "prepared", "parked"),
-    *("projections", "checkpoint", "quarantine", "reflected"),
+    *("projections", "checkpoint", "quarantine", "reflected", "lake", "all_events"),
 }
 """Names of the core: no projection may have one, nor a table of one."""
 

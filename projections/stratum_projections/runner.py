@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -16,7 +18,7 @@ from msgspec.structs import replace
 from stratum_bus import event
 from stratum_bus.blob import PREFIX
 from stratum_bus.bus import Bus
-from stratum_bus.config import ProjectorConfig
+from stratum_bus.config import LakeConfig, ProjectorConfig
 from stratum_bus.errors import (
     BlobError,
     ConnectionLost,
@@ -30,8 +32,11 @@ from stratum_bus.heartbeat import Vitals
 from stratum_bus.message import Message
 from stratum_bus.read import Reader
 from stratum_bus.tasks import task_group
+from stratum_projections import snapshot
 from stratum_projections.checkpoint import STREAM, Checkpoint, install
 from stratum_projections.fold import Applied, Fold
+from stratum_projections.lake import keep
+from stratum_projections.lake import read as lake_read
 from stratum_projections.position import Position
 from stratum_projections.projection import Projection
 from stratum_projections.query import serve
@@ -58,26 +63,35 @@ async def run(
     config: ProjectorConfig | None = None,
     projections: Sequence[Projection] = SHIPPED,
     vitals: Vitals | None = None,
+    lake: LakeConfig | None = None,
 ) -> None:
     """Keep the projections in the file at `path` until `stop` is set, and answer queries on them.
 
-    `vitals` is told how far it is. Waits for a lost server. Raises ProjectorError where file, fence or stream does not let it go
-    on, and NotFound where there is no stream.
+    `vitals` is told how far it is. With `lake` that is kept too, and what the log holds no more is
+    read from it. Waits for a lost server. Raises ProjectorError where file, fence or stream does
+    not let it go on, LakeError where the lake lacks what is needed, and NotFound where there is no
+    stream.
     """
     config = config or ProjectorConfig()
-    store = await anyio.to_thread.run_sync(Store.open, path)
+    lake_path = lake.path if lake else ""
+    directories = [Path(lake_path)] if lake_path else []
+    opening = partial(Store.open, path, directories=directories)
+    store = await anyio.to_thread.run_sync(opening)
     try:
         checkpoint, fresh = await anyio.to_thread.run_sync(install, store, projections)
         if fresh:
             log.info("%s: building %s from the log's beginning", store.path, ", ".join(fresh))
         fold = await anyio.to_thread.run_sync(Fold, store, checkpoint, projections)
-        follower = _Follower(bus, store, checkpoint, fold, config)
+        follower = _Follower(bus, store, checkpoint, fold, config, lake_path)
         if vitals is not None:
             _tell(vitals, follower.position)
         async with task_group() as tasks:
             tasks.start_soon(_cancel_at, stop, tasks.cancel_scope)
             await follower.identify()
             await tasks.start(serve, bus.connection, store, follower.position, projector, config)
+            await tasks.start(snapshot.serve, bus.connection, store, projector)
+            if lake and lake_path:
+                tasks.start_soon(keep.keep, bus, store, lake)
             await follower.follow()
     finally:
         with anyio.CancelScope(shield=True):
@@ -102,12 +116,19 @@ class _Follower:
     """Reads batches and folds them."""
 
     def __init__(
-        self, bus: Bus, store: Store, checkpoint: Checkpoint, fold: Fold, config: ProjectorConfig
+        self,
+        bus: Bus,
+        store: Store,
+        checkpoint: Checkpoint,
+        fold: Fold,
+        config: ProjectorConfig,
+        lake: str,
     ) -> None:
         self._bus = bus
         self._store = store
         self._checkpoint = checkpoint
         self._fold = fold
+        self._lake = lake
         self._small = config.batch_events
         self._seconds = config.batch_milliseconds / 1000
         self._began = 0.0
@@ -141,7 +162,7 @@ class _Follower:
             raise self._foreign(f"was made anew at {created}")
         if position > state["last_seq"]:
             raise self._foreign(f"ends at {state['last_seq']}, before what was read, {position}")
-        if 0 < position < state["first_seq"] - 1:
+        if not self._lake and 0 < position < state["first_seq"] - 1:
             raise self._foreign(f"begins at {state['first_seq']}, and {position} was read last")
 
     def _foreign(self, what: str) -> ProjectorError:
@@ -157,9 +178,7 @@ class _Follower:
         largest = self._small * CATCH_UP_FACTOR
         size = self._small
         try:
-            async with self._bus.read(
-                STREAM, start=start, follow=True, window=2 * largest
-            ) as reader:
+            async with self._reading(start, 2 * largest) as reader:
                 log.info("at %s %d of %d", STREAM, start - 1, reader.stored)
                 while True:
                     if messages := await self._next(reader, size):
@@ -172,7 +191,16 @@ class _Follower:
         except NotFound:
             raise self._foreign("was deleted") from None
 
-    async def _next(self, reader: Reader, size: int) -> list[Message]:
+    def _reading(
+        self, start: int, window: int
+    ) -> AbstractAsyncContextManager[Reader | lake_read.Reading]:
+        if not self._lake:
+            return self._bus.read(STREAM, start=start, follow=True, window=window)
+        return lake_read.read(
+            self._bus, self._lake, STREAM, start=start, follow=True, window=window
+        )
+
+    async def _next(self, reader: Reader | lake_read.Reading, size: int) -> list[Message]:
         """The first events after a pause at once, then at most one batch each `_seconds`."""
         messages = await reader.batch(size, IDLE_SECONDS, gather=False)
         left = self._began + self._seconds - anyio.current_time()

@@ -101,11 +101,14 @@ class Exporter:
         self._folder = folder
         self._segment_events = segment_events
 
-    async def export(self, said: Callable[[Segment], None] | None = None) -> list[Segment]:
+    async def export(
+        self, said: Callable[[Segment], None] | None = None, *, end: int | None = None
+    ) -> list[Segment]:
         """Write what the lake lacks of what the stream holds now; returns the new segments.
 
-        `said` is called with each as soon as it is there. Raises as `plan`, LakeError `folder` on
-        a full disk. What was written until then stays, and the next call goes on behind it.
+        With `end` only up to that sequence. `said` is called with each as soon as it is there.
+        Raises as `plan`, LakeError `folder` on a full disk. What was written until then stays, and
+        the next call goes on behind it.
         """
         todo = await plan(self._bus, self._folder)
         for first, last in todo.lost:
@@ -119,6 +122,9 @@ class Exporter:
                 said(segment)
 
         for first, last in todo.ranges:
+            last = last if end is None else min(last, end)
+            if first > last:
+                break
             await self._range(first, last, todo.stream.created, closed)
         return written
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import cast
 
+import anyio
 import anyio.to_thread
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,9 +16,9 @@ import pyarrow.parquet as pq
 
 from stratum_bus import subject
 from stratum_bus.bus import Bus
-from stratum_bus.errors import LakeError
+from stratum_bus.errors import ConnectionLost, LakeError, NoAnswer, NoStream
 from stratum_bus.message import Message, nanoseconds
-from stratum_bus.read import WINDOW_MESSAGES, Reader
+from stratum_bus.read import RETRY_SECONDS, WINDOW_MESSAGES, Reader
 from stratum_projections.lake.export import plan, state
 from stratum_projections.lake.rows import RAW, messages_of
 from stratum_projections.lake.segment import Folder, Segment, damaged, facts_of, opened
@@ -38,14 +39,16 @@ def lake_messages(
         yield from batch
 
 
-def lake_batches(folder: Folder, start: int = 1, end: int | None = None) -> Iterator[list[Message]]:
-    """As `lake_messages`, some thousands at once."""
+def lake_batches(
+    folder: Folder, start: int = 1, end: int | None = None, *, stored: int = 0
+) -> Iterator[list[Message]]:
+    """As `lake_messages`, some thousands at once. `pending` counts up to `stored`, if that is more."""
     at, attempts = max(1, start), 0
     last: int = folder.listing().last if end is None else end
     while at <= last:
         segment = _holding(folder, at, last)
         try:
-            for batch in segment_batches(segment, folder.stream, at, last):
+            for batch in segment_batches(segment, folder.stream, at, last, stored=stored):
                 yield batch
                 at, attempts = batch[-1].sequence + 1, 0
             at = segment.last + 1
@@ -158,7 +161,7 @@ class Reading:
             batch = await anyio.to_thread.run_sync(next, self._lake, None)
         if batch is None:
             self._lake = None
-            await self.open()
+            await self._open_again()
             return
         self._held = [message for message in batch if self._wanted(message)]
 
@@ -184,8 +187,18 @@ class Reading:
         await stack.aclose()
         await plan(self._bus, self._folder)  # it is the same stream's lake
         last = first - 1 if self._end is None else min(self._end, first - 1)
-        self._lake = lake_batches(self._folder, start, last)
+        self._lake = lake_batches(self._folder, start, last, stored=self._end or self.stored)
         self._start = first
+
+    async def _open_again(self) -> None:
+        """As `open`; a reading that follows waits for a lost server, as `bus.read` does."""
+        while True:
+            try:
+                return await self.open()
+            except (ConnectionLost, NoAnswer, NoStream):
+                if not self._follow or self._bus.connection.closed:
+                    raise
+                await anyio.sleep(RETRY_SECONDS)
 
     def _wanted(self, message: Message) -> bool:
         filters = self._filters
@@ -201,7 +214,9 @@ def _holding(folder: Folder, sequence: int, end: int) -> Segment:
     raise LakeError("missing", f"{folder.root} does not hold {folder.stream} {missing}")
 
 
-def segment_batches(segment: Segment, stream: str, start: int, end: int) -> Iterator[list[Message]]:
+def segment_batches(
+    segment: Segment, stream: str, start: int, end: int, *, stored: int = 0
+) -> Iterator[list[Message]]:
     """The messages of one segment from `start` to `end`.
 
     Raises LakeError `damaged`, and FileNotFoundError where a compaction has removed it.
@@ -211,7 +226,7 @@ def segment_batches(segment: Segment, stream: str, start: int, end: int) -> Iter
         groups = [i for i in range(file.num_row_groups) if _within(file, i, start, end)]
         try:
             for batch in file.iter_batches(BATCH_EVENTS, row_groups=groups, columns=list(RAW)):
-                messages = messages_of(batch, stream, end)
+                messages = messages_of(batch, stream, max(end, stored))
                 if messages[0].sequence < start or messages[-1].sequence > end:
                     messages = [m for m in messages if start <= m.sequence <= end]
                 if messages:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 import msgspec
 import pyarrow as pa
@@ -79,23 +79,18 @@ class Lake:
 
         return await anyio.to_thread.run_sync(take)
 
-    @contextmanager
-    def locked(self, kind: str) -> Iterator[int]:
+    @asynccontextmanager
+    async def locked(self, kind: str) -> AsyncIterator[int]:
         """Another process holds the lock of the folder; yields its id."""
         code = (
             "import sys; from stratum_projections.lake.segment import Folder\n"
             "with Folder(*sys.argv[1:3]).locked(sys.argv[3]): print(flush=True); sys.stdin.read()"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(self.folder.lake), self.stream, kind],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            assert process.stdout and process.stdout.readline() == b"\n"
+        where = (str(self.folder.lake), self.stream, kind)
+        async with await anyio.open_process([sys.executable, "-c", code, *where]) as process:
+            assert process.stdout and await process.stdout.receive(1) == b"\n"
             yield process.pid
-        finally:
             process.kill()
-            process.communicate()
 
 
 @pytest.fixture

@@ -149,9 +149,10 @@ async def test_no_name_alone_makes_a_file_replace_others(
 
 
 async def test_a_second_compaction_is_refused(lake: Any) -> None:
-    with lake.locked("compact") as pid, pytest.raises(LakeError, match=f"process {pid} already"):
-        compact(lake.folder)
-    with lake.locked("export"):
+    async with lake.locked("compact") as pid:
+        with pytest.raises(LakeError, match=f"process {pid} already writes to "):
+            compact(lake.folder)
+    async with lake.locked("export"):
         assert compact(lake.folder) == []
 
 

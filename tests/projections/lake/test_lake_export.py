@@ -174,7 +174,7 @@ async def test_a_stream_made_anew_while_it_is_read_leaves_nothing_in_the_lake(
 
 async def test_a_second_exporter_is_refused_in_one_sentence(lake: Any) -> None:
     await lake.publish(3)
-    with lake.locked("export") as pid:
+    async with lake.locked("export") as pid:
         with pytest.raises(LakeError, match=f"process {pid} already writes to ") as caught:
             await lake.export()
         assert caught.value.reason == "locked"
