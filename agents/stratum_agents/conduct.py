@@ -35,6 +35,7 @@ from stratum_agents.journal import (
     Entry,
     Failure,
     InputCame,
+    Journal,
 )
 from stratum_agents.retry import Retry
 from stratum_agents.run import Run
@@ -42,14 +43,14 @@ from stratum_agents.steps import step
 from stratum_agents.waits import ENDS_OF_A_BRANCH, REPLIED, REPLY_FAILED, answers_to
 from stratum_bus import dead, subject
 from stratum_bus.consume import LOST_SERVER, Done, Leave, Outcome, Reject, RetryLater
-from stratum_bus.errors import EncodeError, InvalidEvent
+from stratum_bus.errors import BlobError, EncodeError, InvalidEvent
 from stratum_bus.event import Event, agent_source, new, typed
 from stratum_bus.publish import Append
 from stratum_bus.tasks import own_cancellation
 
 log = logging.getLogger("stratum.run")
 
-FINAL = (RunFailed, StepFailed, EncodeError)
+FINAL = (RunFailed, StepFailed, EncodeError, BlobError)
 """Errors that no further attempt would mend."""
 
 
@@ -129,14 +130,19 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def park(core: Core, error: Exception) -> Outcome:
-    """Set the run aside with the reason; others go on, and `run resume` tries it again."""
-    log.warning("%s parked: %s", core.journal.run, error)
+    """Set the run in hand aside with the reason; see `parked`."""
     if core.live:
         core.park()
-        entry = Entry(reason=type(error).__name__, error=failure_of(error), suspends=True)
-        id = f"{core.journal.run}-parked-{core.journal.last_sequence}"
-        await core.append(PARKED, entry, id=id)
+        await parked(core.journal, error, core)
     return Done()
+
+
+async def parked(journal: Journal, error: Exception, core: Core | None = None) -> None:
+    """Set a run aside with the reason; others go on, and `run resume` tries it again."""
+    log.warning("%s parked: %s", journal.run, error)
+    entry = Entry(reason=type(error).__name__, error=failure_of(error), suspends=True)
+    id = f"{journal.run}-parked-{journal.last_sequence}"
+    await (core or journal).append(PARKED, entry, id=id)
 
 
 async def _let_go(core: Core) -> bool:
@@ -180,7 +186,7 @@ async def _unwind(core: Core, end: str, error: BaseException | None) -> Outcome:
         name = getattr(function, "__name__", "undo")
         try:
             await step(core, f"c{number}", f"undo {name}", function, arguments, {}, Retry(), None)
-        except (StepFailed, EncodeError) as undo_error:
+        except (StepFailed, EncodeError, BlobError) as undo_error:
             core.unwind()
             failed.append(str(undo_error))
             log.error("%s: %s", run, undo_error)

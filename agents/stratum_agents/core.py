@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
@@ -29,7 +30,7 @@ from stratum_agents.journal import (
     Origin,
     Recorded,
 )
-from stratum_agents.values import pack, unpack
+from stratum_agents.values import Blobs
 from stratum_bus.bus import Bus
 from stratum_bus.errors import BlobError
 from stratum_bus.event import Raw, RawEvent, encode_value
@@ -118,6 +119,10 @@ class Core:
             self.stop(RunFailed(text))
         if branch in self._waiting:
             raise Suspended  # what the handler does as it is left (finally) is for another time
+
+    @functools.cached_property
+    def _blobs(self) -> Blobs:
+        return Blobs(self.bus.connection)
 
     def ask(self, n: str) -> None:
         """The handler has come to a position."""
@@ -214,7 +219,7 @@ class Core:
 
     async def _unpacked(self, recorded: Recorded) -> Any:
         try:
-            return await unpack(self.bus.connection, recorded.entry.result)
+            return await self._blobs.unpack(recorded.entry.result)
         except BlobError as error:
             where = f"run {self.journal.run}: entry {recorded.sequence}"
             raise Damaged(f"{where} is damaged: {error}") from error
@@ -312,7 +317,7 @@ class Core:
 
     async def pack(self, value: Any) -> tuple[Any, bool]:
         """A result as an entry holds it; raises EncodeError."""
-        return await self.must(pack(self.bus.connection, value, "$.result"))
+        return await self.must(self._blobs.pack(value, "$.result"))
 
     def before_end(self) -> None:
         """The handler has returned: nothing stops the run any more, and a replay ends here."""

@@ -393,7 +393,7 @@ class Journal:
             return
         self.effects.update({effect.n: effect for effect in entry.effects})
         self.versions.update(entry.versions)
-        self.origin = entry.origin or self.origin
+        self.origin = self.origin or entry.origin
         if entry.holder:
             self.holder, self.delivery, self.instance = entry.holder, entry.delivery, entry.instance
         self.suspended = entry.suspends

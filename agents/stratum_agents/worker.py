@@ -20,7 +20,7 @@ import msgspec
 from stratum_agents import inputs
 from stratum_agents.agent import SCHEDULED, Agent, Handler
 from stratum_agents.clock import SYSTEM, Clock
-from stratum_agents.conduct import conduct, park
+from stratum_agents.conduct import conduct, park, parked
 from stratum_agents.core import Core
 from stratum_agents.gate import Gate
 from stratum_agents.journal import (
@@ -198,7 +198,7 @@ class Worker:
             if not self._may_take_over(journal, delivery):
                 return _left(journal)  # the message comes again, should that owner be gone too
         if damage is not None:
-            return await self._park(journal, delivery, damage, handler.type)
+            return await park(self._core(journal, delivery, handler.type, delivery), damage)
         if journal.started:
             await self._take_over(journal, delivery)
         try:
@@ -227,7 +227,7 @@ class Worker:
                 return Done()
             await journal.add_input(given.kind, given.entry, id=given.id)
             if damage is not None and journal.suspended and journal.parked is None:
-                return await self._park(journal, delivery, damage)
+                await parked(journal, damage)
             if damage is None and (
                 journal.holder == _place(delivery)
                 or journal.wakes(given.id, given.kind, given.entry)
@@ -256,7 +256,8 @@ class Worker:
             handler = self._agent.handler_for(journal.origin.handler)
             if handler is None:
                 error = Damaged(f"there is no handler for {journal.origin.handler} any more")
-                return await self._park(journal, delivery, error)
+                await parked(journal, error)
+                return Done()
             return await self._conduct(journal, origin, handler, by=delivery)
 
     async def _origin(self, origin: Origin) -> Delivery:
@@ -292,11 +293,6 @@ class Worker:
             origin=origin, attempt=by.attempt, holder=_place(by), instance=self.instance,
             clock=self._clock,
         )  # fmt: skip
-
-    async def _park(
-        self, journal: Journal, delivery: Delivery, error: Exception, handler: str = ""
-    ) -> Outcome:
-        return await park(self._core(journal, delivery, handler, delivery), error)
 
 
 class _Work:
