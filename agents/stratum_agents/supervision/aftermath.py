@@ -30,12 +30,13 @@ RETRY_SECONDS = 0.5
 class Owner(Struct, frozen=True):
     """What the keeper of the place is asked and told.
 
-    `held_by_others` are the messages in the hands of its other processes. `on_end` is told the id
+    `held_by_others` are the messages in the hands of its other processes, None where there are
+    none, or where there are some that we do not see. `on_end` is told the id
     of the event of an end that nobody wanted, `give_up` why no more is started, and whether that
     holds for good.
     """
 
-    held_by_others: Callable[[Running], set[str]]
+    held_by_others: Callable[[Running], set[str] | None]
     on_end: Callable[[str], None]
     give_up: Callable[[GiveUp], None]
 
@@ -94,15 +95,15 @@ class Aftermath:
         self, running: Running, left: Sequence[Left], is_death: bool
     ) -> tuple[list[Held], list[str]]:
         """Give what it left to others at once; returns that, and what of it proved poisonous."""
-        bus, poison = self._common.bus, list[str]()
+        bus, poison, back = self._common.bus, list[str](), set[str]()
         if left and bus.connection.connected:
             begun = [estate.place(each) for each in left if each.begun]
             if is_death and begun:
                 poison = await self._suspect(begun)
-            back = [each for each in left if estate.place(each) not in poison]
-            await self._give_back(running, back)
-            if running.knows_hand and back:
-                self._tasks.start_soon(self._look_again, running, back)
+            back = {estate.place(each) for each in left}.difference(poison)
+            await self._give_back(back.difference(self._owner.held_by_others(running) or ()))
+        if self._owner.held_by_others(running) is not None:
+            self._tasks.start_soon(self._look_again, running, back)
         limit = self._common.settings.poison_deaths
         known = {**self._suspects, **{message: Suspect(limit, "") for message in poison}}
         return [_held(each, known.get(estate.place(each))) for each in left], poison
@@ -114,20 +115,30 @@ class Aftermath:
         self._suspects, poison = policy.after_death(settings, self._suspects, marks)
         return poison
 
-    async def _give_back(self, running: Running, left: Collection[Left]) -> None:
-        others = self._owner.held_by_others(running)
+    async def _give_back(self, messages: Collection[str]) -> None:
         try:
-            await estate.give_back(self._common.bus, self._program.name, left, others)
+            await estate.give_back(self._common.bus, self._program.name, messages)
         except BusError as error:
             log.debug("%s: not given back: %s", self._program.name, error)
 
-    async def _look_again(self, running: Running, left: Collection[Left]) -> None:
-        """The server may have handed it to the ended process once more, before it knew."""
-        before = 0.0
+    async def _look_again(self, running: Running, given: set[str]) -> None:
+        """Give back what was given, and what has been in nobody's hand for a while.
+
+        Where none of the others lived when it ended, its successor takes back all by itself.
+        """
+        lost = given
         for seconds in estate.AGAIN_SECONDS:
-            await anyio.sleep(seconds - before)
-            before = seconds
-            await self._give_back(running, left)
+            await anyio.sleep(seconds)
+            held = self._owner.held_by_others(running)
+            if held is None:
+                return
+            try:
+                now = await estate.unaccounted(self._common.bus, self._program.name, held)
+            except BusError as error:
+                log.debug("%s: not looked at again: %s", self._program.name, error)
+                return
+            await self._give_back(now & lost)
+            lost = now
 
     def _record(
         self, running: Running, code: int, wanted: bool, killed: bool, held: list[Held]

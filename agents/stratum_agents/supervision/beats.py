@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
 from stratum_bus.bus import Bus
 from stratum_bus.errors import InvalidEvent
 from stratum_bus.event import read, typed
 from stratum_bus.hand import Left
-from stratum_bus.heartbeat import BLOCKED, STARTING, Beat
+from stratum_bus.heartbeat import BLOCKED, STARTING, STOPPING, Beat
 from stratum_bus.jetstream import Reply
 from stratum_bus.message import utc
 
@@ -60,6 +60,18 @@ class Beats:
         beat = self.of(instance)
         held = beat.in_hand if beat else []
         return [Left(each.stream, each.sequence, bool(each.event), each.attempt) for each in held]
+
+    def others(self, name: str, known: Collection[str]) -> bool:
+        """Whether instances of this name live that are not of the known ones: on another host, or
+        started by hand."""
+        now = time.monotonic()
+        return any(
+            beat.name == name
+            and instance not in known
+            and now - heard < SILENT_BEATS * beat.every_seconds
+            and beat.state != STOPPING
+            for instance, (heard, beat) in self._last.items()
+        )
 
     def forget(self, instance: str) -> None:
         self._last.pop(instance, None)

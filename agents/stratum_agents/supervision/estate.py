@@ -12,8 +12,9 @@ import msgspec
 from stratum_agents.inputs import Request
 from stratum_agents.journal import PARKED, PREFIX, RESUMED, Entry, Failure, Fenced, Journal
 from stratum_agents.run import run_id
-from stratum_bus import dead, handover, subject
+from stratum_bus import dead, handover, subject, timer
 from stratum_bus.bus import Bus
+from stratum_bus.consume import STREAM
 from stratum_bus.errors import InvalidEvent, InvalidName, NotFound, StratumError
 from stratum_bus.hand import Left
 from stratum_bus.message import Message
@@ -26,9 +27,8 @@ MARK_SECONDS = 0.3
 
 MARKS_MAX = 32
 
-AGAIN_SECONDS = (0.15, 0.6)
-"""When what was given back is looked for again: the server may have handed it out once more to the
-process that had just ended."""
+AGAIN_SECONDS = (0.15, 0.45)
+"""After which time, and which more, it is looked whether all that was in hand has found others."""
 
 POISON = "poison"
 
@@ -102,23 +102,39 @@ def _is_resumed(message: Message) -> bool:
     return f'"{PREFIX}{RESUMED}"'.encode() in message.payload
 
 
-async def give_back(
-    bus: Bus, agent: str, left: Collection[Left], held_by_others: Collection[str]
-) -> int:
-    """Have what was in hand delivered to others at once; returns how many messages that were.
-
-    `held_by_others` is not touched: the server had given it to them already.
-    """
+async def give_back(bus: Bus, agent: str, messages: Collection[str]) -> None:
+    """Have what was in hand delivered to others at once."""
     streams: dict[str, list[int]] = defaultdict(list)
-    for each in left:
-        if place(each) not in held_by_others:
-            streams[each.stream].append(each.sequence)
+    for stream, sequence in map(message_of, messages):
+        streams[stream].append(sequence)
     for stream, sequences in streams.items():
         try:
             await handover.settle(bus, stream, agent, sequences)
         except NotFound:
             log.debug("%s has no consumer on %s any more", agent, stream)
-    return sum(map(len, streams.values()))
+
+
+async def unaccounted(bus: Bus, agent: str, held: Collection[str]) -> set[str]:
+    """What was delivered to somebody and may not be settled, and none who live say they hold.
+
+    The server may have sent it to the process that ended just before it knew; or that process was
+    blocked and never took it from its connection.
+    """
+    found: set[str] = set()
+    for stream in (STREAM, timer.STREAM):
+        try:
+            info = await bus.connection.api(f"CONSUMER.INFO.{stream}.{agent}")
+        except NotFound:
+            continue
+        held_here = sum(each.startswith(f"{stream}-") for each in held)
+        if info["num_ack_pending"] <= held_here:
+            continue
+        first, last = info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"]
+        filters = info["config"].get("filter_subjects") or [info["config"]["filter_subject"]]
+        async with bus.read(stream, filters=filters, start=first, end=last) as reader:
+            async for message in reader:
+                found.add(f"{stream}-{message.sequence}")
+    return found.difference(held)
 
 
 async def park(bus: Bus, agent: str, message: str, deaths: int, reason: str) -> str:

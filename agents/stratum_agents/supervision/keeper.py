@@ -129,9 +129,13 @@ class Keeper:
         self.state = replace(self.state, quarantined=True, reason=why.reason)
         self._order_the_rest_to_end("")
 
-    def _held_by_others(self, than: Running) -> set[str]:
-        others = [running for running in self.running if running is not than]
-        return {estate.place(left) for running in others for left in running.left()}
+    def _held_by_others(self, than: Running) -> set[str] | None:
+        running = self.running
+        others = [each for each in running if each is not than]
+        names = {each.instance for each in running}
+        if not others or not self.program.supervised or self._common.beats.others(self.name, names):
+            return None
+        return {estate.place(left) for each in others for left in each.left()}
 
     async def _keep(self, place: Place, command: str) -> None:
         try:
