@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import types
 import typing
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -13,7 +16,7 @@ from stratum_agents.run import Run
 from stratum_bus import subject
 from stratum_bus.bus import Bus
 from stratum_bus.event import Event
-from stratum_bus.schema import canonical
+from stratum_bus.schema import TYPES
 
 Handle = Callable[[Run, Any], Awaitable[Any]]
 Task = Callable[[Bus, anyio.Event], Coroutine[Any, Any, None]]
@@ -45,6 +48,8 @@ class Agent:
     ) -> None:
         self.name = subject.token(name, "agent name")
         self.follows = tuple(subject.event_type(type) for type in follows)
+        if concurrency < 1:
+            raise ValueError(f"agent {name}: concurrency must be at least 1, not {concurrency}")
         self.concurrency = concurrency
         self.handlers: dict[str, Handler] = {}
         self.schedules: dict[str, str] = {}
@@ -54,7 +59,7 @@ class Agent:
         """Handle events of this type with `async def handler(run, event: Event[T])`.
 
         An event of a type without a handler is taken note of and left alone. Raises ValueError
-        for a second handler of one type.
+        for a second handler of one type, TypeError for what cannot be a handler.
         """
 
         def add(function: H) -> H:
@@ -93,21 +98,37 @@ class Agent:
 
     def handler_for(self, type: str) -> Handler | None:
         """The handler of an event type, by its present or a former name."""
-        return self.handlers.get(type) or self.handlers.get(canonical(type))
+        known = TYPES.get(type)
+        names = (type, known.name, *known.former) if known else (type,)
+        return next((self.handlers[name] for name in names if name in self.handlers), None)
 
 
 def _data_type(function: Callable[..., Any]) -> Any:
-    """What a handler's second parameter says its event's data is."""
+    """What a handler's second parameter says its event's data is; TypeError for what is none."""
+    name = getattr(function, "__qualname__", repr(function))
+    signature = inspect.signature(function)
     try:
-        hints = typing.get_type_hints(function)
-    except NameError as error:
-        where = f"handler {function.__qualname__}: {error}"
-        raise TypeError(
-            f"{where}; its annotations must be names of the module's top level"
-        ) from None
-    names = list(function.__code__.co_varnames[: function.__code__.co_argcount])
-    if len(names) < 2:
-        raise TypeError(f"handler {function.__qualname__} must take (run, event)")
-    hint = hints.get(names[1], Event[Any])
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(f"handler {name} must take (run, event)") from None
+    if not inspect.iscoroutinefunction(inspect.unwrap(function)):
+        raise TypeError(f"handler {name} must be an async function")
+    hint = list(signature.parameters.values())[1].annotation
+    if isinstance(hint, str):
+        hint = _named(hint, inspect.unwrap(function), name)
     arguments = typing.get_args(hint)
     return arguments[0] if typing.get_origin(hint) is Event and arguments else Any
+
+
+def _named(hint: str, function: Callable[..., Any], name: str) -> Any:
+    """A hint that is written as text; the others are not looked at, they may not be there."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    stub = types.SimpleNamespace(__annotations__={"event": hint})
+    try:
+        return typing.get_type_hints(stub, getattr(function, "__globals__", {}))["event"]
+    except NameError as error:
+        raise TypeError(
+            f"handler {name}: {error}; the type of its event must be a name of the module's top level"
+        ) from None

@@ -121,13 +121,15 @@ class Worker:
             return await self._handle(delivery)
 
     async def _handle(self, delivery: Delivery) -> Outcome:
-        place = subject.parse(delivery.message.subject)
-        if place.role == "fire":
+        # What others sent need not be of the grammar to be an event for a handler.
+        role = delivery.message.subject.partition(".")[0]
+        if role == "fire":
+            place = subject.parse(delivery.message.subject)
             if place.run == SCHEDULES:
                 return await self._tell_time(delivery, place.name)
             return await self._say(delivery, inputs.of_timer(delivery, place.run, place.name))
-        if place.role == "control":
-            return await self._obey(delivery, place.type)
+        if role == "control":
+            return await self._obey(delivery, subject.parse(delivery.message.subject).type)
         if delivery.event.torun:
             return await self._say(delivery, inputs.of_signal(delivery))
         return await self._begin(delivery, self._agent.handler_for(delivery.event.type))
