@@ -95,16 +95,23 @@ class Sender:
             return await self._already(wires) or await self._without_stored(wires, error)
 
     async def _already(self, wires: Sequence[Wire]) -> list[PubAck]:
-        """The acks of what an earlier attempt has stored; none where it was somebody else."""
-        at = next((i for i, wire in enumerate(wires) if wire.expected is not None), None)
-        if at is None:
+        """The acks of what an earlier attempt has stored, where an expectation says where to look.
+
+        Raises WrongSequence where somebody else has written what was expected not to be there.
+        """
+        place: tuple[str, int] | None = None
+        for at, wire in enumerate(wires):
+            if wire.expected is None:
+                continue
+            stream = subject.stream_of(wire.subject)
+            found = await next_after(self._connection, stream, wire.subject, wire.expected)
+            if found is not None and found.id != wire.id:
+                raise WrongSequence(wire.subject, wire.expected, found.sequence)
+            if found is not None and place is None:
+                place = stream, found.sequence - at
+        if place is None:
             return []
-        fenced = wires[at]
-        stream = subject.stream_of(fenced.subject)
-        found = await next_after(self._connection, stream, fenced.subject, fenced.expected or 0)
-        if found is None or found.id != fenced.id:
-            return []
-        first = found.sequence - at
+        stream, first = place
         if len(wires) > 1 and not await self._stand_from(wires, stream, first):
             stored = await self._stored(wires)
             if len(stored) < len(wires):
@@ -119,17 +126,10 @@ class Sender:
         return ids == [wire.id for wire in wires]
 
     async def _without_stored(self, wires: Sequence[Wire], error: Refused) -> list[PubAck]:
-        """A batch with an id that the stream has is refused whole: send what is new of it.
-
-        Never past a fence: what carries an expectation, and is there under its id although it is
-        not ours, was written by somebody else.
-        """
+        """A batch with an id that the stream has is refused whole: send what is new of it."""
         stored = await self._stored(wires)
         if not stored:
             raise error
-        for wire in wires:
-            if wire.id in stored and wire.expected is not None:
-                raise WrongSequence(wire.subject, wire.expected, stored[wire.id])
         stream = subject.stream_of(wires[0].subject)
         new = [wire for wire in wires if wire.id not in stored]
         acks = (

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from stratum_bus import subject
 from stratum_bus.bus import Bus
 from stratum_bus.errors import BlobError, InvalidEvent, InvalidName, NotFound
-from stratum_bus.event import Event, RawEvent, agent_source, new, typed, uuid7
+from stratum_bus.event import Event, RawEvent, agent_source, new, typed
 from stratum_bus.message import Message
 from stratum_bus.publish import Append
 from stratum_bus.schema import event_type
@@ -98,13 +98,14 @@ def noted(
     valid_from: datetime | None = None,
     valid_to: datetime | None = None,
     note: str | None = None,
+    id: str | None = None,
 ) -> Append:
-    """The append that makes a note; the note's id is the event's, `note` if given."""
+    """The append that makes a note; the note's id is `note`, without one the event's."""
     body = Noted(
-        text, data=data, tags=list(tags), about=about, score=score,
+        text, note=note, data=data, tags=list(tags), about=about, score=score,
         valid_from=valid_from, valid_to=valid_to,
     )  # fmt: skip
-    event = new(NOTED, body, source=agent_source(agent), id=note or uuid7(), subject=about)
+    event = new(NOTED, body, source=agent_source(agent), id=id, subject=about)
     return Append(subject.memory(agent, kind), event)
 
 
@@ -204,7 +205,8 @@ class Memory:
 
     async def note(self, text: str, *, kind: str = DEFAULT_KIND, **fields: Any) -> str:
         """Make a note (fields as in `noted`) and return its id."""
-        append = noted(self.agent, kind, text, **fields)
+        # its own id as the event's, too: the same note made again is a duplicate
+        append = noted(self.agent, kind, text, id=fields.get("note"), **fields)
         await self._bus.publish(append.subject, append.event)
         return append.event.id
 

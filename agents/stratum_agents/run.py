@@ -220,12 +220,10 @@ class Run:
         """
         n = self._cursor.next()
         id = f"{self.id}-{n}"
+        # two runs may note the same: the event's id stays the run's own
         append = memory.noted(
-            self.agent, kind, text, data=data, tags=tags, about=about, score=score, note=note or id
+            self.agent, kind, text, data=data, tags=tags, about=about, score=score, note=note, id=id
         )
-        if note is not None:  # two runs may note the same: the event's id stays the run's own
-            body = replace(append.event.data, note=note)
-            append = replace(append, event=replace(append.event, id=id, data=body))
         append = replace(append, expected_sequence=expected_sequence)
         return self._effect(n, append, note or id)
 

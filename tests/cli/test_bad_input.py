@@ -138,7 +138,7 @@ def test_without_a_server_the_sentence_says_how_to_start_one(alone: Any, project
     [
         ("[server]\nprot = 1", ["server.prot", "unknown key", "did you mean port"]),
         ('[server]\nport = "x"', ["server.port", "a whole number", 'the text "x"']),
-        ("[agents.a]\ninstances = 2", ["agents.a.create", "expected text", "got nothing"]),
+        ("[agents.a]\ninstances = 2", ["agents.a:", "create", "command", "got none"]),
         ("server = [", ["TOML"]),
     ],
 )
