@@ -230,10 +230,9 @@ def _dead_letter(core: Core, failure: Failure) -> None:
     reasons = {Rejected.__name__: "rejected", Unreadable.__name__: "unreadable"}
     reason = reasons.get(failure.type, "failed")
     origin = dead.Origin(message.stream, message.sequence, message.subject, core.event.id)
-    letter = dead.Lettered(
-        core.agent, reason, f"{failure.type}: {failure.message}", core.attempt, origin,
-        failure.trace, core.journal.run,
-    )  # fmt: skip
+    said = dead.shown(f"{failure.type}: {failure.message}", dead.DETAIL_MAX)
+    trace = dead.shown(failure.trace, dead.DETAIL_MAX)
+    letter = dead.Lettered(core.agent, reason, said, core.attempt, origin, trace, core.journal.run)
     event = new(
         "stratum.dead.lettered", letter, source=agent_source(core.agent),
         id=f"dead-{core.journal.run}",
