@@ -211,7 +211,8 @@ def usable(path: Path, verb: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or _plain(error)).lower()
+        # Arrow puts words of its own before the system's.
+        reason = (error.strerror or _plain(error)).rpartition("] ")[2].lower()
         raise LakeError("folder", f"cannot {verb} the lake in {path}: {reason}") from error
 
 
