@@ -43,6 +43,8 @@ async def answer(
             raise
         silent = error
     path = Path(cli.config.projector.path)
+    if lake := cli.config.lake.path:
+        limits["directories"] = [Path(lake)]
     found = await anyio.to_thread.run_sync(lambda: _ask_file(path, sql, silent, **limits))
     if wait_for is not None and found.sequence < wait_for:
         raise QueryError(

@@ -26,6 +26,8 @@ NOUNS = (
     "dead",
     "stream",
     "sql",
+    "projection",
+    "lake",
     "research",
     "doctor",
 )
