@@ -25,12 +25,16 @@ import pytest
 
 from stratum_bus import jetstream
 from stratum_bus.bus import Bus, connect
+from stratum_bus.errors import Refused
 from stratum_bus.server import Server, free_port
 from stratum_bus.stream import load_streams, provision
 
 __all__ = ("bus", "bus_url", "eventually", "fresh", "nats_server", "server")
 
 T = TypeVar("T")
+
+_NO_STORE = 10049
+_ATTEMPTS = 5
 
 
 @contextmanager
@@ -58,7 +62,15 @@ async def fresh(url: str) -> None:
         while names := (await connection.api("STREAM.NAMES")).get("streams"):
             for name in names:
                 await connection.api(f"STREAM.DELETE.{name}")
-        await provision(connection, load_streams())
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                await provision(connection, load_streams())
+                return
+            except Refused as error:
+                # Rarely the folder of a stream that was deleted is still being removed.
+                if error.code != _NO_STORE or attempt == _ATTEMPTS:
+                    raise
+            await anyio.sleep(0.05 * attempt)
 
 
 @overload
