@@ -32,7 +32,7 @@ async def snapshot(
     out: Annotated[
         str | None,
         typer.Option(
-            "--out",
+            "--output",
             "-o",
             metavar="FILE",
             show_default=False,
