@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import typer
@@ -20,6 +21,9 @@ from stratum_cli.commands.tail import Filters, Stream
 from stratum_cli.context import Cli
 from stratum_cli.failure import FAILED, Usage
 from stratum_cli.republish import Target
+
+if TYPE_CHECKING:  # Arrow takes a while to load
+    from stratum_projections.lake.read import Reading
 
 _BATCH = 500
 _SPEED_MIN, _SPEED_MAX = 0.001, 1_000_000.0
@@ -81,7 +85,7 @@ async def replay(
         try:
             to = await _target(bus, stream, wanted, to_subject)
             until = stop if isinstance(stop, int) else None
-            async with bus.read(stream, filters=wanted, start=begin, end=until) as reader:
+            async with _reading(cli, bus, stream, wanted, begin, until) as reader:
                 stretch = _until(_batches(reader, factor), stop)
                 if to is None:
                     await _show(cli, stretch)
@@ -90,6 +94,23 @@ async def replay(
         except NotFound as error:
             raise await events.no_stream(bus, error) from None
         tasks.cancel_scope.cancel()
+
+
+def _reading(
+    cli: Cli,
+    bus: Bus,
+    stream: str,
+    filters: Sequence[str],
+    start: position.Position,
+    end: int | None,
+) -> AbstractAsyncContextManager[Reader | Reading]:
+    """Of the stream, and of the lake where that holds what the stream holds no more."""
+    lake = cli.config.lake
+    if not lake.path or stream not in lake.streams:
+        return bus.read(stream, filters=filters, start=start, end=end)
+    from stratum_projections.lake.read import read
+
+    return read(bus, lake.path, stream, filters=filters, start=start, end=end)
 
 
 async def _target(
@@ -101,7 +122,7 @@ async def _target(
     return republish.target(to_subject, filters or info["config"].get("subjects") or [">"])
 
 
-async def _batches(reader: Reader, speed: float | None) -> AsyncIterator[list[Message]]:
+async def _batches(reader: Reader | Reading, speed: float | None) -> AsyncIterator[list[Message]]:
     """What is read, in batches; at a speed each message for itself, when it is due."""
     began, first_ns = anyio.current_time(), 0
     while batch := await reader.batch(_BATCH, None, gather=False):
