@@ -16,7 +16,9 @@ from stratum_bus.jetstream import Connection, api_answer
 from stratum_bus.read import last
 
 STREAM = "TIMERS"
-FIRED_TTL = "168h"
+FIRED_TTL, REPEATED_TTL = "8760h", "168h"
+"""How long what has fired waits to be taken in, so how long all of an agent may be down."""
+
 SECONDS = 5.0
 
 _SCHEDULE = "Nats-Schedule"
@@ -25,7 +27,7 @@ _SCHEDULE = "Nats-Schedule"
 async def schedule(connection: Connection, agent: str, run: str, name: str, at: datetime) -> int:
     """Have a timer fire at a time (past: at once); returns its sequence."""
     when = at.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    return await _publish(connection, agent, run, name, f"@at {when}")
+    return await _publish(connection, agent, run, name, f"@at {when}", FIRED_TTL)
 
 
 async def keep(connection: Connection, agent: str, run: str, name: str, every: str) -> None:
@@ -36,7 +38,7 @@ async def keep(connection: Connection, agent: str, run: str, name: str, every: s
     """
     there = await last(connection, STREAM, subject.timer(agent, run, name))
     if there is None or (there.headers or {}).get(_SCHEDULE) != every:
-        await _publish(connection, agent, run, name, every)
+        await _publish(connection, agent, run, name, every, REPEATED_TTL)
 
 
 async def cancel(connection: Connection, agent: str, run: str, name: str) -> None:
@@ -45,12 +47,14 @@ async def cancel(connection: Connection, agent: str, run: str, name: str) -> Non
     await connection.api(f"STREAM.PURGE.{STREAM}", body)
 
 
-async def _publish(connection: Connection, agent: str, run: str, name: str, pattern: str) -> int:
+async def _publish(
+    connection: Connection, agent: str, run: str, name: str, pattern: str, ttl: str
+) -> int:
     to = subject.timer(agent, run, name)
     headers = {
         _SCHEDULE: pattern,
         "Nats-Schedule-Target": subject.fire(agent, run, name),
-        "Nats-Schedule-TTL": FIRED_TTL,
+        "Nats-Schedule-TTL": ttl,
     }
     payload = msgspec.json.encode({"run": run, "timer": name})
     reply = await connection.request(to, payload, headers, timeout_seconds=SECONDS)
