@@ -41,7 +41,7 @@ from stratum_bus.handler import (
 )
 from stratum_bus.handover import Presence, reclaim
 from stratum_bus.jetstream import Reply
-from stratum_bus.message import Message, delivered, from_delivery
+from stratum_bus.message import Delivered, Message, delivered, from_delivery
 from stratum_bus.pull import NS, Pull
 from stratum_bus.tasks import task_group
 
@@ -120,6 +120,8 @@ async def consume(
     one, else when `ack_wait_seconds` are over. `hand` is told what is in hand. A lost server is
     waited for. Raises NotFound or PermissionDenied where the stream is not there for this user.
     """
+    if concurrency < 1:
+        raise ValueError(f"{agent}: concurrency must be at least 1, not {concurrency}")
     wanted = subject.inbox_filters(agent, follows) if filters is None else list(filters)
 
     async def ensure() -> None:
@@ -152,6 +154,13 @@ async def _waiting_for_server(bus: Bus, step: Callable[[], Awaitable[None]]) -> 
             await anyio.sleep(PAUSE_SECONDS)
 
 
+class _Held(msgspec.Struct, frozen=True, gc=False):
+    """A message in hand, and what the server said of its delivery."""
+
+    reply: Reply
+    at: Delivered
+
+
 class _Worker:
     def __init__(
         self,
@@ -170,7 +179,8 @@ class _Worker:
         self._concurrency = concurrency
         self._stream = stream
         self._hand = hand
-        self._held: dict[int, Reply] = {}
+        self._held: dict[int, _Held] = {}
+        self._queue: asyncio.Queue[int | None] = asyncio.Queue()
         self._changes = 0
         self._pull = Pull(bus.connection, self._arrive)
 
@@ -180,7 +190,6 @@ class _Worker:
         ensure: Callable[[], Awaitable[None]],
         grace_seconds: float,
     ) -> None:
-        self._arrivals, self._queue = anyio.create_memory_object_stream[int](float("inf"))
         stop_listening = self._bus.connection.on_change(self._on_change)
         try:
             async with task_group() as handlers:
@@ -191,17 +200,16 @@ class _Worker:
                     await stop.wait()
                     fetching.cancel_scope.cancel()
                 # What arrived while the subscription was drained is given back at once.
-                while self._queue.statistics().current_buffer_used:
-                    await self._give_back(self._queue.receive_nowait())
-                self._arrivals.close()
+                while (sequence := _next(self._queue)) is not None:
+                    await self._give_back(sequence)
+                for _ in range(self._concurrency):
+                    self._queue.put_nowait(None)
                 handlers.cancel_scope.deadline = anyio.current_time() + grace_seconds
         finally:
             stop_listening()
-            self._arrivals.close()
-            self._queue.close()
             with anyio.move_on_after(GIVE_BACK_SECONDS, shield=True):
-                for sequence, reply in list(self._held.items()):
-                    log.warning("%s: gave back unfinished %s", self._agent, reply.subject)
+                for sequence, held in list(self._held.items()):
+                    log.warning("%s: gave back unfinished %s", self._agent, held.reply.subject)
                     await self._give_back(sequence)
 
     def _on_change(self, denied: PermissionDenied | None) -> None:
@@ -210,11 +218,11 @@ class _Worker:
     def _arrive(self, reply: Reply) -> None:
         at = delivered(reply.reply)
         known = at.stream_sequence in self._held
-        self._held[at.stream_sequence] = reply
+        self._held[at.stream_sequence] = _Held(reply, at)
         if known:
             return  # the server took it for lost; an instance handles it once at a time
         self._hand.take(at.stream, at.stream_sequence, reply.subject, at.deliveries, at.pending)
-        self._arrivals.send_nowait(at.stream_sequence)
+        self._queue.put_nowait(at.stream_sequence)
 
     async def _fetch(self, ensure: Callable[[], Awaitable[None]]) -> None:
         connection = self._bus.connection
@@ -224,9 +232,8 @@ class _Worker:
                     await connection.wait_connected(60)
                     await ensure()
                     self._pull.open()
-                free = 2 * self._concurrency - len(self._held) - self._pull.outstanding
-                if free >= max(1, self._concurrency // 2):
-                    await self._pull.ask(self._stream, self._agent, free)
+                if self._is_low():
+                    await self._pull.ask(self._stream, self._agent, self._free())
                 await self._pull.wait(1.0)
             except (*LOST_SERVER, NoStream) as error:
                 if connection.closed:
@@ -235,22 +242,29 @@ class _Worker:
                 self._pull.invalidate()
                 await anyio.sleep(PAUSE_SECONDS)
 
+    def _free(self) -> int:
+        return 2 * self._concurrency - len(self._held) - self._pull.outstanding
+
+    def _is_low(self) -> bool:
+        return self._free() >= max(1, self._concurrency // 2)
+
     async def say_in_progress(self, every_seconds: float) -> None:
         while True:
             await anyio.sleep(every_seconds)
-            for reply in list(self._held.values()):
-                await self._tell(reply, b"+WPI")
+            for held in list(self._held.values()):
+                await self._tell(held.reply, b"+WPI")
 
     async def _work(self) -> None:
-        async for sequence in self._queue:
+        while (sequence := await self._queue.get()) is not None:
             await self._deliver(sequence)
-            self._pull.changed.set()
+            if self._is_low():
+                self._pull.changed.set()
 
     async def _deliver(self, sequence: int) -> None:
         """Decode, handle, settle. The message stays in hand where the server is lost."""
-        reply = self._held[sequence]
-        attempt = delivered(reply.reply).deliveries
-        message = from_delivery(reply, delivered(reply.reply))
+        held = self._held[sequence]
+        attempt = held.at.deliveries
+        message = from_delivery(held.reply, held.at)
         pause = PAUSE_SECONDS
         while True:
             try:
@@ -330,11 +344,10 @@ class _Worker:
 
     async def _settle(self, sequence: int, verdict: bytes) -> None:
         """Out of hand; `verdict` is what the server is told, "" for nothing."""
-        reply = self._held.pop(sequence)
-        at = delivered(reply.reply)
-        self._hand.drop(at.stream, sequence, settled=verdict[:1] == b"+")
+        held = self._held.pop(sequence)
+        self._hand.drop(held.at.stream, sequence, settled=verdict[:1] == b"+")
         if verdict:
-            await self._tell(reply, verdict)
+            await self._tell(held.reply, verdict)
 
     async def _tell(self, reply: Reply, verdict: bytes) -> None:
         try:
@@ -369,8 +382,12 @@ class _Worker:
                 log.debug("%s still waits: %s", self._agent, error)
 
 
+def _next(queue: asyncio.Queue[int | None]) -> int | None:
+    return None if queue.empty() else queue.get_nowait()
+
+
 def _said(error: BaseException) -> str:
     try:
-        return repr(error)
+        return dead.shown(repr(error), dead.DETAIL_MAX)
     except Exception:  # noqa: BLE001 - of somebody else's class
         return f"{type(error).__name__}, which cannot be shown"

@@ -261,8 +261,10 @@ def _binary_attributes(headers: Mapping[str, str]) -> dict[str, str]:
     found = {k[3:].lower(): unquote(v) for k, v in headers.items() if k[:3].lower() == "ce-"}
     for name in ("data", "data_base64"):
         found.pop(name, None)  # no attributes: the payload is the data
+    if not found:
+        return found
     for key, value in headers.items():
-        if found and key.lower() == "content-type":
+        if key.lower() == "content-type":
             found["datacontenttype"] = value
     return found
 
