@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -88,7 +89,9 @@ def take(store: Store) -> Snapshot:
         sequence = beside.snapshot(new)
         with new.open("rb+") as copy:
             os.fsync(copy.fileno())
-        path = _free(folder, store.path.stem, sequence)
+        # The time makes the name new: a removed one is still what a process has open by it.
+        made = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        path = folder / f"{store.path.stem}.{sequence}.{made}.duckdb"
         new.replace(path)
         _prune(folder, store.path.stem)
     except OSError as error:
@@ -130,15 +133,6 @@ async def serve(
         async with connection.subscribe(_subject(projector), receive, queue="projector"):
             task_status.started()
             await anyio.sleep_forever()
-
-
-def _free(folder: Path, stem: str, sequence: int) -> Path:
-    """A name that no snapshot has: of the same sequence there may be one with other projections."""
-    path, number = folder / f"{stem}.{sequence}.duckdb", 1
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}.{sequence}-{number}.duckdb"
-    return path
 
 
 def _prune(folder: Path, stem: str) -> None:

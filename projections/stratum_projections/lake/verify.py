@@ -90,6 +90,7 @@ async def _segment(
 ) -> None:
     where = str(segment.path.relative_to(folder.lake))
     last = segment.first - 1
+    await tail.skip(last)
     try:
         said = await _blocking(facts, segment, folder.stream)
         if said.created != stream.created:

@@ -106,6 +106,8 @@ async def test_missing_ranges_and_damaged_files_are_found_together(lake: Any) ->
     assert found.findings[0].where == "LOG 11 to 20"
     assert "`stratum lake export` adds it" in found.findings[0].what
     assert (found.segments, found.events, found.compared) == (4, 30, 30)
+    three.unlink()
+    assert kinds(await check(lake)) == ["missing"]
 
 
 async def test_the_lake_of_another_stream_is_noticed(lab: Any) -> None:
