@@ -18,6 +18,7 @@ from stratum_agents.supervisor import Program, Supervisor, python
 from stratum_bus import heartbeat, jetstream, service
 from stratum_bus.bus import Bus, connect
 from stratum_bus.config import Config
+from stratum_bus.disk import until_wedged
 from stratum_bus.errors import NoStream, QueryError, StratumError
 from stratum_bus.server import Server, embedded
 from stratum_bus.stream import load_streams, provision
@@ -166,6 +167,7 @@ async def _server(config: Config, stop: anyio.Event, say: Say) -> AsyncIterator[
         synced = "every event is fsynced" if server.sync == "always" else f"sync {server.sync}"
         say(f"server: {server.url}, data in {_near(settings.data_dir)}, {synced}")
         tasks.start_soon(_keep_server, server, stop, say)
+        tasks.start_soon(_keep_storing, server, say)
         yield server.url
         tasks.cancel_scope.cancel()
 
@@ -182,6 +184,13 @@ async def _keep_server(server: Server, stop: anyio.Event, say: Say) -> None:
         except StratumError as error:
             say(f"server: {error}")
             await anyio.sleep(_RESTART_SECONDS)
+
+
+async def _keep_storing(server: Server, say: Say) -> None:
+    while True:
+        streams = ", ".join(await until_wedged(server))
+        say(f"server: the disk was full, and {streams} still cannot store: starting it again")
+        server.kill()
 
 
 async def _provision(url: str, say: Say) -> None:
