@@ -123,6 +123,12 @@ class Full(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("the warning_ratio must not be above the critical_ratio")
 
 
+class Away(Struct, frozen=True, forbid_unknown_fields=True):
+    """The server could not be reached, or stored nothing, for `seconds`; told when it is back."""
+
+    seconds: Seconds = 0.1
+
+
 class AgentHealth(Struct, frozen=True, forbid_unknown_fields=True):
     """`[health.agents.<name>]`: what is otherwise for one agent."""
 
@@ -159,6 +165,7 @@ class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):
     stalled: Stalled = Stalled()
     behind: Behind = Behind()
     full: Full = Full()
+    away: Away = Away()
     agents: dict[str, AgentHealth] = msgspec.field(default_factory=dict)
 
     def of(self, agent: str) -> HealthConfig:

@@ -81,6 +81,8 @@ def fold_tick(known: Known, config: HealthConfig, observed: Observed, at: Moment
         _never_after(known, at)
     known.now = at
     known.head = max(known.head, observed.head)
+    if observed.away_seconds:
+        known.away = at, observed.away_seconds
     if observed.positions is not None:
         _fold_positions(known, config, observed.positions, at)
     if observed.fills is not None:

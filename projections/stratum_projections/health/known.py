@@ -157,12 +157,15 @@ class Opened(Struct, kw_only=True):
 
 
 class Known(Struct, kw_only=True):
-    """All of it. `heard_ns` is since when ticks come without a gap."""
+    """All of it. `heard_ns` is since when ticks come without a gap, `away` is the tick that last told
+    that the server had been away, and for how many seconds.
+    """
 
     now: Moment = Moment(0, 0)
     heard_ns: int = 0
     log: int = 0
     head: int = 0
+    away: tuple[Moment, float] | None = None
     lives: dict[tuple[str, str], Life] = field(default_factory=dict)
     gone: dict[tuple[str, str], int] = field(default_factory=dict)
     agents: dict[str, AgentState] = field(default_factory=dict)

@@ -57,8 +57,9 @@ class Look:
         self._before: dict[str, tuple[int, int]] = {}
         self._journals: dict[tuple[str, str], _Journal] = {}
 
-    async def take(self, known: Known, log: int) -> Observed:
-        """Look at what is due. `log` is how far this one has read control events.
+    async def take(self, known: Known, log: int, away_seconds: float = 0.0) -> Observed:
+        """Look at what is due. `log` is how far this one has read control events, `away_seconds` for
+        how long it had no server.
 
         Raises NotFound without the stream, ConnectionLost, NoAnswer.
         """
@@ -72,6 +73,7 @@ class Look:
         return Observed(
             log=log,
             head=info["state"]["last_seq"],
+            away_seconds=away_seconds,
             positions=positions,
             fills=fills,
             repetitions=await self._repetitions(suspects(known, self._config)),

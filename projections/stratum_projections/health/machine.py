@@ -57,13 +57,15 @@ class Machine:
         while self._control:
             self._fold_control(self._control.popleft())
 
-    def needs(self, message: Message) -> int | None:
-        """Up to which control event must have been learned before a tick is fed; None: no tick."""
+    def tick_in(self, message: Message) -> Observed | None:
+        """The tick in a message of HEALTH, before which control events up to its `log` have to be
+        learned; None where it is none.
+        """
         if _TICK not in message.payload:
             return None
         try:
             said = _said(message.payload)
-            return _observed(said.data).log if said.type == ticks.TYPE else None
+            return _observed(said.data) if said.type == ticks.TYPE else None
         except msgspec.MsgspecError:
             return None
 

@@ -55,12 +55,14 @@ class Repetition(msgspec.Struct, frozen=True):
 
 @event_type(TYPE)
 class Observed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A tick. `head` is LOG's last sequence. Consumers without work are left out of `positions`
+    """A tick. `head` is LOG's last sequence, `away_seconds` how long there was no server for who
+    made the tick, 0 where there was all the time. Consumers without work are left out of `positions`
     (None: not looked at this time); so it is with `fills` and `repetitions`.
     """
 
     log: int
     head: int
+    away_seconds: float = 0.0
     positions: list[Position] | None = None
     fills: list[Fill] | None = None
     repetitions: list[Repetition] = []

@@ -34,6 +34,10 @@ LOOKBACK_SECONDS = 60
 OWN_TICK_SECONDS = 30.0
 """Connected, and no tick of its own came back for so long: it ends, to be started again."""
 
+UNRETURNED_TICKS, UNRETURNED_SECONDS = 4, 2.0
+"""So many ticks have to get lost, for so long, before the server is called away; or the connection
+breaks."""
+
 _CONTROL = ["control.>"]
 _RETRY_SECONDS = 0.2
 _LOST = (*LOST_SERVER, NoStream)
@@ -80,6 +84,8 @@ class _Projector:
         self._read_more = anyio.Event()
         self._health = 0
         self._own_tick = anyio.current_time()
+        self._unreturned = 0
+        self._broke = False
 
     async def read_past(self) -> datetime | int:
         """Learn all control events so far; returns from when on HEALTH is to be read."""
@@ -118,28 +124,36 @@ class _Projector:
         connection = self._bus.connection
         while True:
             try:
-                seen = await self._look.take(self._machine.known, self._control)
+                away = self._away_seconds()
+                self._unreturned += 1
+                seen = await self._look.take(self._machine.known, self._control, away)
                 tick = event.new(ticks.TYPE, seen, source=SOURCE)
                 await connection.send(self._subject, event.encode(tick))
             except _LOST as error:
                 log.debug("no tick: %s", error)
-                self._own_tick = anyio.current_time()
                 await anyio.sleep(_RETRY_SECONDS)
-            if anyio.current_time() - self._own_tick > OWN_TICK_SECONDS:
+            if connection.connected and self._away_seconds() > OWN_TICK_SECONDS:
                 raise StratumError(
                     f"no tick of {self._subject} came back within {OWN_TICK_SECONDS:g} s: stream "
                     f"{STREAM} does not store them, or cannot be read"
                 )
             await anyio.sleep(self._seconds)
 
+    def _away_seconds(self) -> float:
+        """How long no tick came back, where the connection broke or ticks got lost; else 0."""
+        seconds = anyio.current_time() - self._own_tick
+        lost = self._unreturned >= UNRETURNED_TICKS and seconds >= UNRETURNED_SECONDS
+        return seconds if lost or self._broke else 0.0
+
     async def _judge(self, message: Message) -> None:
-        needs = self._machine.needs(message)
-        while needs is not None and needs > self._control:
+        tick = self._machine.tick_in(message)
+        while tick is not None and tick.log > self._control:
             self._read_more = anyio.Event()
             await self._read_more.wait()
-        if needs is not None and message.subject == self._subject:
+        if tick is not None and message.subject == self._subject:
             self._machine.silent = False
-            self._own_tick = anyio.current_time()
+            self._own_tick, self._unreturned = anyio.current_time(), 0
+            self._broke = self._broke and not tick.away_seconds
             self._vitals.set_ready()
             self._vitals.progress += 1
         for decision in self._machine.feed(message):
@@ -167,6 +181,7 @@ class _Projector:
         changed = anyio.Event()
 
         def on_change(denied: PermissionDenied | None) -> None:
+            self._broke = self._broke or not self._bus.connection.connected
             changed.set()
 
         forget = self._bus.connection.on_change(on_change)

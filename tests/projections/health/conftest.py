@@ -119,11 +119,11 @@ class World:
                         self._say(place, heartbeat.TYPE, each.beat())
             self.tick()
 
-    def tick(self) -> None:
+    def tick(self, *, away_seconds: float = 0.0) -> None:
         log = len(self.log)
         tick = Observed(
             log=log, head=self.head, positions=self.positions, fills=self.fills,
-            repetitions=self.repetitions,
+            repetitions=self.repetitions, away_seconds=away_seconds,
         )  # fmt: skip
         self.machine.learn(self.log[self._learned() :])
         for decision in self._say("health.health.h1", ticks.TYPE, tick):

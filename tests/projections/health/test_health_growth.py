@@ -89,3 +89,17 @@ def test_a_store_or_a_count_of_messages_may_be_full_too(world: Any) -> None:
         ("LOG", "warning"),
         ("store", "critical"),
     ]
+
+
+def test_a_server_that_was_away_is_named_once_and_is_back_at_once(world: Any) -> None:
+    world.now_ns += 3_000_000_000
+    world.tick(away_seconds=3.2)
+    world.run(0.5)
+    world.tick(away_seconds=3.4)
+    world.run(60)
+    [incident] = world.incidents()
+    assert (incident.kind, incident.agent, incident.status) == ("away", "server", "closed")
+    assert incident.evidence["away_seconds"] == 3.2
+    world.tick(away_seconds=0.05)
+    world.run(1)
+    assert len(world.incidents()) == 1

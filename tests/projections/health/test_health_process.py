@@ -202,3 +202,5 @@ async def test_a_server_that_is_killed_is_no_death_of_anybody(
 
             await eventually(judged, within_seconds=20)
             assert await incidents(bus, "a") == []
+            [first, last] = await incidents(bus, "server")
+            assert (first.kind, last.over) == ("away", "the server is back")

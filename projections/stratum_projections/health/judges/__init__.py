@@ -12,6 +12,7 @@ from msgspec import Struct
 from stratum_bus.thresholds import HealthConfig
 from stratum_projections.health.incident import Finding
 from stratum_projections.health.judges import (
+    away,
     behind,
     blocked,
     crash_loop,
@@ -58,6 +59,7 @@ JUDGES = {
         Judge(lag.KIND, lag.judge, lag.over, AGENT),
         Judge(behind.KIND, behind.judge, behind.over, AGENT),
         Judge(full.KIND, full.judge, full.over),
+        Judge(away.KIND, away.judge, away.over),
     )
 }
 """All of them, by kind, in the order in which they are heard."""
