@@ -176,7 +176,7 @@ class Sender:
             stop_listening()
             connection.forget(opened_to)
             connection.forget(commit_to)
-        first = answer["seq"] - answer["count"] + 1
+        first = answer["seq"] - len(wires) + 1
         return [PubAck(answer["stream"], first + i) for i in range(len(wires))]
 
     async def _batch_answer(

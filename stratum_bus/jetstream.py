@@ -372,13 +372,15 @@ async def connect(
 def api_answer(reply: Reply, subject: str, expected: int | None = None) -> dict[str, Any]:
     """The body of a JetStream answer to a publish; raises what the server refused it with."""
     try:
-        answer: dict[str, Any] = msgspec.json.decode(reply.payload)
-    except msgspec.DecodeError:
-        text = f"{subject} was answered by something that is no stream"
-        raise errors.Refused(subject, 0, text) from None
-    if "error" in answer:
-        raise refusal(subject, answer["error"], expected)
-    return answer
+        answer: Any = msgspec.json.decode(reply.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        answer = None
+    if isinstance(answer, dict):
+        if isinstance(error := answer.get("error"), dict):
+            raise refusal(subject, error, expected)
+        if isinstance(answer.get("stream"), str) and isinstance(answer.get("seq"), int):
+            return answer
+    raise errors.Refused(subject, 0, "a subscriber that is no stream answered first")
 
 
 def shown(url: str) -> str:

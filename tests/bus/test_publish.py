@@ -31,6 +31,7 @@ from stratum_bus.errors import (
     WrongSequence,
 )
 from stratum_bus.event import Event, new, typed
+from stratum_bus.jetstream import Reply
 from stratum_bus.message import Message
 from stratum_bus.publish import INLINE_MAX, Append
 from stratum_bus.server import Server
@@ -428,6 +429,32 @@ async def test_a_full_stream_is_named_at_once(bus: Bus) -> None:
     await bus.publish("health.bob.i1", event())
     with at_once(), pytest.raises(StorageFull, match="maximum messages exceeded"):
         await bus.publish("health.bob.i1", event())
+
+
+@pytest.mark.parametrize("nonsense", [b"", b"{}", b"[]", b"\xff", b'{"seq": "x"}', b'{"error": 1}'])
+async def test_who_answers_in_the_place_of_the_stream_harms_nobody_else(
+    bus: Bus, nonsense: bytes
+) -> None:
+    """The server hands a message to subscribers too, and some answer whatever they are sent."""
+
+    def answer(asked: Reply) -> None:
+        if asked.reply:
+            tasks.start_soon(bus.connection.send, asked.reply, nonsense)
+
+    await bus.connection.api("STREAM.DELETE.LOG")  # so that no stream can be faster
+    async with anyio.create_task_group() as tasks, bus.connection.subscribe("inbox.>", answer):
+        outcomes = await settle(
+            [
+                *(partial(bus.publish, TASK, event()) for _ in range(50)),
+                partial(bus.commit, [append(), append()]),
+                partial(bus.publish_many, [append(), append()]),
+            ]
+        )
+    for outcome in outcomes:
+        assert isinstance(outcome, Refused)
+        assert "a subscriber that is no stream answered first" in str(outcome)
+    await fresh(bus.connection.url)
+    await bus.publish(TASK, event("after"))
 
 
 async def test_a_lost_server_is_named_at_once_without_patience(own: Server) -> None:
