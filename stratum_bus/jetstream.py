@@ -141,6 +141,9 @@ class Connection:
         except nats.errors.BadSubjectError as error:
             rule = "it has a space, a line break or is empty"
             raise errors.InvalidName("subject", subject, rule) from error
+        except UnicodeEncodeError as error:
+            rule = "it, or a header, has a character that UTF-8 does not have"
+            raise errors.InvalidName("subject", subject, rule) from error
         except nats.errors.BadHeaderError as error:
             raise errors.InvalidName("header", str(error).rpartition(": ")[2], _RULE) from error
         except (nats.errors.Error, OSError) as error:
@@ -204,7 +207,11 @@ class Connection:
         Raises NotFound, Refused with the server's code, and what `request` raises; NoStream
         means that JetStream is not enabled.
         """
-        payload = msgspec.json.encode(body) if body is not None else b""
+        try:
+            payload = msgspec.json.encode(body) if body is not None else b""
+        except UnicodeEncodeError as error:
+            kind = "request with a character that UTF-8 does not have"
+            raise errors.EncodeError(subject, kind) from error
         reply = await self.request(f"$JS.API.{subject}", payload, timeout_seconds=timeout_seconds)
         answer: dict[str, Any] = msgspec.json.decode(reply.payload)
         if "error" in answer:
@@ -286,12 +293,12 @@ class Connection:
                     async with asyncio.timeout(CLOSE_SECONDS):
                         await self._flush()
             except (nats.errors.Error, TimeoutError, OSError) as error:
-                log.debug("closing %s: %r", self.url, error)
+                log.debug("closing %s: %r", shown(self.url), error)
             try:
                 if "reconnect_time_wait" in self._client.options:  # else it was never begun
                     await self._client.close()
             except (nats.errors.Error, OSError) as error:
-                log.debug("closing %s: %r", self.url, error)
+                log.debug("closing %s: %r", shown(self.url), error)
 
     async def _flush(self) -> None:
         """Return when the server has taken in all that was sent before."""
@@ -316,8 +323,8 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         found = _VIOLATION.search(str(error))
         if found is None:
-            self._last_error = error
-            log.debug("%s: %r", self.url, error)
+            self._note(error)
+            log.debug("%s: %r", shown(self.url), error)
             return
         operation, subject = found.groups()
         operation = "publish to" if operation.lower() == "publish" else "subscribe to"
@@ -331,12 +338,17 @@ class Connection:
         self._tell(PermissionDenied(subject, operation))
 
     async def _on_disconnected(self) -> None:
-        self._last_error = self._client.last_error or self._last_error
+        self._note(self._client.last_error)
         for subject, answer in list(self._waiting.values()):
             if not answer.done():
                 text = f"the connection to {shown(self.url)} broke before {subject} was answered"
                 answer.set_exception(ConnectionLost(text, subject=subject))
         self._tell()
+
+    def _note(self, error: Exception | None) -> None:
+        # The connection that a server has refused then also breaks, which says less.
+        if error is not None and not _is_refusal(self._last_error):
+            self._last_error = error
 
     async def _on_connected(self) -> None:
         self._last_error = None

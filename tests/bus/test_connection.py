@@ -15,6 +15,7 @@ import pytest
 from stratum_bus import jetstream
 from stratum_bus.errors import (
     ConnectionLost,
+    EncodeError,
     InvalidName,
     NoAnswer,
     NoStream,
@@ -196,7 +197,7 @@ async def test_the_largest_payload_that_fits_is_taken(connection: Connection) ->
         )
 
 
-@pytest.mark.parametrize("subject", ["", "a b", "a\r\nPUB x 0", "x" * 5000])
+@pytest.mark.parametrize("subject", ["", "a b", "a\r\nPUB x 0", "x" * 5000, "\udc80"])
 async def test_a_subject_that_would_break_the_protocol_is_refused(
     connection: Connection, subject: str
 ) -> None:
@@ -208,6 +209,14 @@ async def test_a_subject_that_would_break_the_protocol_is_refused(
 async def test_a_header_that_would_break_the_protocol_is_refused(connection: Connection) -> None:
     with pytest.raises(InvalidName, match="header"):
         await connection.send("x", b"", {"bad name:": "x"})
+    assert (await connection.api("STREAM.INFO.LOG"))["state"]["messages"] == 0
+
+
+async def test_text_that_is_no_utf8_is_refused_wherever_it_stands(connection: Connection) -> None:
+    with pytest.raises(InvalidName, match="UTF-8"):
+        await connection.send("x", b"", {"A": "\udc80"})
+    with pytest.raises(EncodeError, match="UTF-8"):
+        await connection.api("STREAM.MSG.GET.LOG", {"last_by_subj": "\udc80"})
     assert (await connection.api("STREAM.INFO.LOG"))["state"]["messages"] == 0
 
 
