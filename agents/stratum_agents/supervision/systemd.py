@@ -9,17 +9,21 @@ from contextlib import suppress
 
 import anyio
 
+PATIENCE_SECONDS = 1.0
+"""How long a state may wait for systemd; that the loop runs is said again anyhow."""
+
 READY, STOPPING, WATCHDOG = "READY=1", "STOPPING=1", "WATCHDOG=1"
 
 
 def tell(state: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """Send a state to systemd; False where nobody listens. One that ends with this process."""
+    """Send a state to systemd; False where nobody listens, or does not take it in time."""
     address = environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
     if address.startswith("@"):
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+        out.settimeout(0.0 if state == WATCHDOG else PATIENCE_SECONDS)
         out.sendto(state.encode(), address)
         return True
     return False
