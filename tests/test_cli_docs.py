@@ -38,7 +38,8 @@ def test_every_command_takes_the_shared_options(path: str) -> None:
 
 def test_what_changes_state_has_a_dry_run() -> None:
     changing = ("send", "publish", "replay", "stream provision", "dead redrive", "dead drop")
-    for path in (*changing, "research read"):
+    runs = ("run cancel", "run pause", "run resume", "run fork")
+    for path in (*changing, *runs, "research read"):
         names = {option for each in COMMANDS[f"stratum {path}"].params for option in each.opts}
         assert "--dry-run" in names, path
 

@@ -15,9 +15,13 @@ RunCancelled and the other ends of a run are no Exceptions: a handler may clean 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
 
 from stratum_agents.journal import Failure
 from stratum_bus.errors import StratumError
+
+CAUSES_MAX = 8
+"""So many errors behind an error are journaled with it."""
 
 
 class RunError(StratumError):
@@ -93,13 +97,22 @@ class OutsideJournal(ReplayedToEnd):
 def failure_of(error: BaseException) -> Failure:
     """An error as it is journaled."""
     frames = traceback.format_exception(error, limit=-6)
-    cause = error.__cause__ or error.__context__
     return Failure(
         type(error).__name__,
         _text(str(error)),
         _text("".join(frames)[-4000:]),
-        _text(f"{type(cause).__name__}: {cause}") if cause else "",
+        _text(", caused by ".join(_causes(error))),
     )
+
+
+def _causes(error: BaseException) -> Iterator[str]:
+    """The errors behind an error, the nearest first."""
+    for _ in range(CAUSES_MAX):
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if cause is None:
+            return
+        yield f"{type(cause).__name__}: {cause}"
+        error = cause
 
 
 def _text(text: str) -> str:

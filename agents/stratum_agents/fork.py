@@ -43,8 +43,13 @@ async def request(bus: Bus, agent: str, run: str, command: str, reason: str = ""
         raise NotFound("run", f"{run} of agent {agent}")
     if journal.end is not None:
         raise StratumError(f"run {run} has ended already: {journal.end.kind}")
-    append = _command(agent, run, command, reason)
+    append = asking(journal, command, reason)
     return (await bus.publish(append.subject, append.event)).sequence
+
+
+def asking(journal: Journal, command: str, reason: str = "") -> Append:
+    """The event that `request` stores."""
+    return _command(journal.agent, journal.run, command, reason)
 
 
 async def fork(bus: Bus, agent: str, run: str, at: str, sets: dict[str, Any] | None = None) -> str:
@@ -101,6 +106,11 @@ def prepare(journal: Journal, at: str, sets: dict[str, Any]) -> tuple[str, list[
     if not journal.started:
         raise NotFound("run", f"{run} of agent {agent}")
     at, behind = journal.at(at)
+    if behind.entry.n == at and behind.entry.name.startswith("reply:"):
+        raise StratumError(
+            f"at {at} run {run} waits for the answer to a call, which no other run gets: "
+            "fork it where the call was made"
+        )
     before = [
         r.entry
         for r in journal.entries

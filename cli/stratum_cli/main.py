@@ -22,6 +22,7 @@ NOUNS = (
     "inbox",
     "memory",
     "agent",
+    "run",
     "health",
     "dead",
     "stream",

@@ -27,6 +27,10 @@ Row = Mapping[str, Any]
 Columns = Mapping[str, str | Callable[[Row], object]]
 """Heading to what stands below it: a key of the row, or a function of it."""
 
+Part = tuple[str, str]
+"""A style (one of `_STYLES`, or "") and a text in it."""
+
+_STYLES = {"bold": "1", "dim": "2", "good": "32", "bad": "31", "busy": "33"}
 _PLAIN_WIDTH = 48
 _VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _VISIBLE_IN_JSON = {code: f"\\u{code:04x}" for code in range(127, 160)}
@@ -38,6 +42,7 @@ class Output:
     def __init__(self, *, json: bool = False) -> None:
         self.json = json
         self.terminal = bool(sys.stdout and sys.stdout.isatty())
+        self.colours = self.terminal and not os.environ.get("NO_COLOR")
 
     def table(self, rows: Iterable[Row], columns: Columns, *, nothing: str = "nothing") -> None:
         """A listing. `nothing` is said on stderr where there are no rows."""
@@ -77,7 +82,22 @@ class Output:
             text = text if len(text) <= width else text[: width - 1] + "…"
         _write(text + "\n")
 
-    def object(self, row: Row) -> None:
+    def styled(self, parts: Iterable[Part]) -> None:
+        """A line of its own in several styles, which show on a terminal only."""
+        if not self.colours:
+            self.line("".join(text for _, text in parts).rstrip())
+            return
+        left, line = shutil.get_terminal_size().columns, ""
+        for style, text in parts:
+            shown = visible(text)
+            shown = shown if len(shown) <= left else shown[: left - 1] + "…"
+            left -= len(shown)
+            line += f"\x1b[{_STYLES[style]}m{shown}\x1b[0m" if style else shown
+            if not left:
+                break
+        _write(line + "\n")
+
+    def object(self, row: Row | msgspec.Raw) -> None:
         """One JSON object on a line of its own."""
         _write(one_line(msgspec.json.encode(row)).translate(_VISIBLE_IN_JSON) + "\n")
 

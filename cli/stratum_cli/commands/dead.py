@@ -92,7 +92,12 @@ async def show(
             original = events.row(await bus.get(origin.stream, origin.sequence))
         except NotFound:
             original = None
-    more = {"trace": found.letter.trace, "original_id": origin.id, "original": original}
+    more = {
+        "run": found.letter.run,
+        "trace": found.letter.trace,
+        "original_id": origin.id,
+        "original": original,
+    }
     cli.out.record({**_row(found), **more})
 
 
@@ -105,6 +110,9 @@ async def redrive(
 ) -> None:
     """Send the original to its agent once more, as a new event.
 
+    A failed run goes on from where it failed, as a new run: what its steps did is not done again.
+    One that undid its steps begins anew.
+
     Example: `stratum dead redrive --all-of research --reason 'the feed is mended'`
     """
     async with cli.bus() as bus:
@@ -113,7 +121,9 @@ async def redrive(
             await _must_be_readable(bus, letter)
         for letter in chosen:
             done: dict[str, Any] = {"letter": letter.id, "origin": _origin(letter)}
-            if not dry_run:
+            if letter.letter.run:
+                done |= await _redrive_run(bus, letter, reason, dry_run)
+            elif not dry_run:
                 done["sequence"] = await dead.redrive(bus, letter, reason)
             _say(cli, "redriven", done, dry_run)
 
@@ -146,6 +156,16 @@ async def _chosen(bus: Bus, ids: list[str] | None, agent: str | None) -> list[Le
     return list({letter.id: letter for letter in chosen}.values())
 
 
+async def _redrive_run(bus: Bus, letter: Letter, reason: str, dry_run: bool) -> dict[str, Any]:
+    from stratum_agents.fork import failed_at, redrive
+    from stratum_agents.journal import Journal
+
+    body = letter.letter
+    at = failed_at(await Journal(bus, body.agent, body.run).load())
+    row = {"failed_run": body.run, "at": at or "the beginning"}
+    return row if dry_run else {**row, "run": await redrive(bus, letter, reason)}
+
+
 async def _must_be_readable(bus: Bus, letter: Letter) -> None:
     origin = letter.letter.origin
     try:
@@ -159,6 +179,8 @@ def _say(cli: Cli, verb: str, row: dict[str, Any], dry_run: bool) -> None:
         cli.out.object({**row, verb: not dry_run})
         return
     again = f" as {row['sequence']}" if "sequence" in row else ""
+    if "at" in row:
+        again = f" from {row['at']}" + (f" as run {row['run']}" if "run" in row else "")
     would = "would be " if dry_run else ""
     cli.out.line(f"{row['letter']} ({row['origin']}) {would}{verb}{again}")
 
