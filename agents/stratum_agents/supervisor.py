@@ -36,6 +36,8 @@ __all__ = ["Program", "Say", "Supervisor", "python"]
 log = logging.getLogger("stratum.supervisor")
 
 NAME = "supervisor"
+PATIENCE_SECONDS = 3.0
+READY_POLL_SECONDS = 0.05
 LEDGER_SECONDS = 3.0
 """How long a supervisor that ends waits for its last events to be written."""
 
@@ -91,7 +93,10 @@ class Supervisor:
                 desk = Desk(common, self.keepers)
                 await desk.prepare()
                 for keeper in self.keepers.values():
-                    self._open(keeper)
+                    if keeper.program.urgent:
+                        self._open(keeper)
+                    else:
+                        tasks.start_soon(self._open_later, keeper)
                 self.vitals.set_ready()
                 self.opened.set()
                 async with task_group() as helping:
@@ -118,6 +123,15 @@ class Supervisor:
             mend = f"start it with `stratum agent start {keeper.name}`"
             self._say(f"{keeper.name}: {what} since {state.since}{why}; {mend}")
         keeper.open()
+
+    async def _open_later(self, keeper: Keeper) -> None:
+        """Open it when the others have come up: they need the processors now."""
+        urgent = [each for each in self.keepers.values() if each.program.urgent]
+        with anyio.move_on_after(PATIENCE_SECONDS):
+            while not all(each.is_ready() for each in urgent):  # noqa: ASYNC110 - of many things
+                await anyio.sleep(READY_POLL_SECONDS)
+        async with keeper.lock:
+            self._open(keeper)
 
     async def _close(self) -> None:
         """End all, agents first: they still have things to tell."""

@@ -129,7 +129,14 @@ def _programs(config: Config, config_file: str | None, url: str) -> list[Program
     environ = {**os.environ, "STRATUM_DATA_DIR": config.server.data_dir}
     return [
         Program(name="projector", command=projector, kind=heartbeat.PROJECTOR, named=True),
-        Program(name="health", command=health, kind=heartbeat.HEALTH, named=True, environ=environ),
+        Program(
+            name="health",
+            command=health,
+            kind=heartbeat.HEALTH,
+            named=True,
+            environ=environ,
+            urgent=False,
+        ),
         *program.agents(config, config_file, url),
     ]
 

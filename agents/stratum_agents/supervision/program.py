@@ -23,6 +23,7 @@ class Program(Struct, frozen=True, kw_only=True):
     `supervised`: it is one of our own processes, which is told on stdin whom to run, and keeps what
     it has in hand in memory that we see. `with_its_own`: what it starts itself is to end with it.
     `beats`: it is known to send heartbeats. `named`: it takes `--instance`.
+    `urgent`: it is started at once, and not only when those that are have come up.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Program(Struct, frozen=True, kw_only=True):
     with_its_own: bool = False
     beats: bool = True
     named: bool = False
+    urgent: bool = True
 
     @property
     def is_agent(self) -> bool:
