@@ -91,7 +91,7 @@ async def run(
             await tasks.start(serve, bus.connection, store, follower.position, projector, config)
             await tasks.start(snapshot.serve, bus.connection, store, projector)
             if lake and lake_path:
-                tasks.start_soon(keep.keep, bus, store, lake)
+                tasks.start_soon(keep.keep, bus, store, lake, follower.position)
             await follower.follow()
     finally:
         with anyio.CancelScope(shield=True):

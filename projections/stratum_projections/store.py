@@ -32,6 +32,7 @@ Reader = duckdb.DuckDBPyConnection
 _READER_SETTINGS = {
     "TimeZone": "'UTC'",
     "python_enable_replacements": "false",
+    "enable_progress_bar": "false",  # `python -m` looks interactive to DuckDB
     "operator_memory_limit": "'128MB'",
 }
 _READS = {"SELECT", "EXPLAIN"}

@@ -21,6 +21,7 @@ from stratum_projections.lake.delta import Delta
 from stratum_projections.lake.export import Exporter, exporter, state
 from stratum_projections.lake.hot import Hot
 from stratum_projections.lake.segment import Folder
+from stratum_projections.position import Position
 from stratum_projections.store import StatementFailed, Store
 
 log = logging.getLogger("stratum.lake")
@@ -30,6 +31,8 @@ LOOK_SECONDS = GRACE_SECONDS / 3
 """The view is renewed before what was replaced is removed."""
 
 RETRY_SECONDS = 5.0
+PATIENCE_SECONDS = 300.0
+BUSY_EVENTS = 20_000
 HOT_STREAM = "LOG"
 """The stream whose events the table `events` holds."""
 
@@ -38,13 +41,16 @@ _LOST_SERVER = (ConnectionLost, NoAnswer, NoStream)
 T = TypeVar("T")
 
 
-async def keep(bus: Bus, store: Store, config: LakeConfig) -> None:
-    """Keep the lake until cancelled. `store` is the projector's open file."""
+async def keep(bus: Bus, store: Store, config: LakeConfig, position: Position) -> None:
+    """Keep the lake until cancelled. `store` is the projector's open file, `position` its own.
+
+    While the tables are far behind, they come first; but for no longer than some minutes.
+    """
     beside = await anyio.to_thread.run_sync(store.beside)
     try:
         async with task_group() as tasks:
             for stream in config.streams:
-                tasks.start_soon(_Keeper(bus, beside, config, stream).run)
+                tasks.start_soon(_Keeper(bus, beside, config, stream, position).run)
     finally:
         beside.close()
 
@@ -52,8 +58,11 @@ async def keep(bus: Bus, store: Store, config: LakeConfig) -> None:
 class _Keeper:
     """Keeps the lake of one stream."""
 
-    def __init__(self, bus: Bus, store: Store, config: LakeConfig, stream: str) -> None:
+    def __init__(
+        self, bus: Bus, store: Store, config: LakeConfig, stream: str, position: Position
+    ) -> None:
         self._bus = bus
+        self._position = position
         self._config = config
         self._folder = Folder(config.path, stream)
         self._hot = Hot(store, self._folder, config.keep_hot_days) if stream == HOT_STREAM else None
@@ -78,9 +87,12 @@ class _Keeper:
         closed, looked = anyio.current_time(), 0.0
         done = (await anyio.to_thread.run_sync(self._folder.listing)).last
         while True:
+            await anyio.sleep(min(CHECK_SECONDS, seconds / 4))
             waiting = (await state(self._bus, self._folder.stream)).last - done
-            late = anyio.current_time() - closed >= seconds
-            if waiting >= size or (waiting and late):
+            age = anyio.current_time() - closed
+            late = age >= seconds
+            yields = self._busy() and age < seconds + PATIENCE_SECONDS
+            if (waiting >= size or (waiting and late)) and not yields:
                 done += waiting if late else waiting - waiting % size
                 await ours.export(end=done)
                 self._said.pop("export", None)
@@ -89,7 +101,11 @@ class _Keeper:
             if anyio.current_time() - looked >= LOOK_SECONDS:
                 await self._look_after()
                 looked = anyio.current_time()
-            await anyio.sleep(min(CHECK_SECONDS, seconds / 4))
+
+    def _busy(self) -> bool:
+        """Whether the tables are being built, or have a lot to catch up with."""
+        left = self._position.left
+        return left is not None and left > BUSY_EVENTS
 
     async def _look_after(self) -> None:
         """What follows new segments; each part for itself, so that one does not hold up another."""
