@@ -9,7 +9,7 @@ from stratum_bus import control
 from stratum_bus.event import RawEvent, typed
 from stratum_bus.heartbeat import AGENT, BLOCKED, PROJECTOR, STOPPING, Beat
 from stratum_bus.message import nanoseconds
-from stratum_bus.thresholds import HealthConfig
+from stratum_bus.thresholds import HealthConfig, Memory
 from stratum_projections.health.incident import CLOSED, INCIDENT, Incident
 from stratum_projections.health.known import (
     NS,
@@ -55,7 +55,7 @@ def fold_beat(known: Known, config: HealthConfig, beat: Beat, at: Moment) -> Non
     _fold_marks(life, beat, at)
     if beat.kind == PROJECTOR:
         _fold_behind(known, config, life, at)
-    life.memory.add(beat.resident_bytes, at, int(config.memory.seconds * NS))
+    _fold_memory(config.of(beat.name).memory, life, beat, at)
 
 
 def fold_control(
@@ -101,6 +101,12 @@ def _fold_blocked(life: Life, beat: Beat, at: Moment) -> None:
         life.blocked = None
     elif life.blocked is None:
         life.blocked = Moment(at.ns - int(beat.loop_lag_seconds * NS), at.sequence)
+
+
+def _fold_memory(own: Memory, life: Life, beat: Beat, at: Moment) -> None:
+    if (at.ns - life.first.ns) / NS >= own.seconds:
+        life.memory.add(beat.resident_bytes, at, int(own.seconds * NS))
+        life.long_memory.add(beat.resident_bytes, at, int(own.long_seconds * NS))
 
 
 def _fold_marks(life: Life, beat: Beat, at: Moment) -> None:
@@ -260,6 +266,7 @@ def _never_after(known: Known, at: Moment) -> None:
             mark.at = Moment(min(mark.at.ns, at.ns), mark.at.sequence)
             mark.begun = Moment(min(mark.begun.ns, at.ns), mark.begun.sequence)
         life.memory.samples.clear()
+        life.long_memory.samples.clear()
     for inbox in known.inboxes.values():
         inbox.moved = Moment(min(inbox.moved.ns, at.ns), inbox.moved.sequence)
         inbox.pending.samples.clear()

@@ -82,6 +82,7 @@ class Life(Struct, kw_only=True):
     far_behind: Moment | None = None
     head_at_progress: int = 0
     memory: Series = field(default_factory=Series)
+    long_memory: Series = field(default_factory=Series)
 
     @property
     def key(self) -> tuple[str, str]:

@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def config() -> HealthConfig:
-    return HealthConfig(lag=Lag(100, 12), memory=Memory(100 * MIB, 16))
+    return HealthConfig(lag=Lag(100, 12), memory=Memory(100 * MIB, 16, 120))
 
 
 def inbox(world: Any, pending: int, delivered: int) -> None:
@@ -44,6 +44,7 @@ def test_an_inbox_that_was_filled_at_once_and_is_worked_off_does_not_lag(world: 
 
 def test_memory_that_grows_steadily_is_a_leak_and_the_instance_is_restarted(world: Any) -> None:
     one = world.started("a", "i1")
+    world.run(16)
     for _ in range(24):
         one.bytes += 8 * MIB
         world.run(1)
@@ -55,6 +56,23 @@ def test_memory_that_grows_steadily_is_a_leak_and_the_instance_is_restarted(worl
     world.started("a", "i2")
     world.run(3)
     assert world.over() == ["i2 has taken its place"]
+
+
+def test_a_slow_leak_is_seen_in_the_long_run(world: Any) -> None:
+    one = world.alive("a")
+    for _ in range(200):
+        one.bytes += MIB
+        world.run(1)
+    assert [incident.kind for incident in world.incidents()] == ["memory"]
+
+
+def test_what_an_instance_loads_when_it_starts_is_no_leak(world: Any) -> None:
+    one = world.alive("a")
+    for _ in range(16):
+        one.bytes += 20 * MIB
+        world.run(1)
+    world.run(40)
+    assert world.incidents() == []
 
 
 def test_what_is_loaded_once_is_no_leak(world: Any) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stratum_bus import control
 from stratum_bus.thresholds import HealthConfig
-from stratum_projections.health.incident import Asked, Finding
-from stratum_projections.health.judges.replaced import replaced
+from stratum_projections.health.incident import Finding
+from stratum_projections.health.judges.replaced import replaced, restart
 from stratum_projections.health.known import Known, Opened, moments
 
 KIND = "blocked"
@@ -22,7 +21,6 @@ def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
         if seconds < limit:
             continue
         begun = [f"{held.stream}-{held.sequence}" for held in life.beat.in_hand if held.event]
-        ask = control.Command(instance=life.instance, reason="its event loop is blocked")
         yield Finding(
             kind=KIND, agent=life.agent, instance=life.instance, since_ns=life.blocked.ns,
             first=life.blocked.sequence,
@@ -33,7 +31,7 @@ def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
                 "blocked_seconds": round(seconds, 3), "begun": begun[:10], "pid": life.beat.pid,
                 "slot": life.slot, "living": len(known.living(life.agent, config.dead.seconds)),
             },
-            commands=(Asked(control.RESTART, ask),),
+            commands=restart(life, "its event loop is blocked"),
         )  # fmt: skip
 
 

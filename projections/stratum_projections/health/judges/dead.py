@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from stratum_bus import control
-from stratum_bus.heartbeat import STOPPING, SUPERVISOR
+from stratum_bus.heartbeat import STOPPING
 from stratum_bus.thresholds import HealthConfig
-from stratum_projections.health.incident import Asked, Finding
-from stratum_projections.health.judges.replaced import replaced
+from stratum_projections.health.incident import Finding
+from stratum_projections.health.judges.replaced import replaced, restart
 from stratum_projections.health.known import End, Known, Life, Opened, moments
 
 KIND = "dead"
@@ -62,9 +61,6 @@ def _ended(agent: str, end: End) -> Finding:
 
 
 def _silent(known: Known, life: Life, seconds: float, restart_seconds: float) -> Finding:
-    # Nobody but its successor could restart a supervisor.
-    restart = seconds > restart_seconds and life.kind != SUPERVISOR
-    ask = control.Command(instance=life.instance, reason="nothing is heard of it")
     named = [key[2] for key in known.open if key[:2] == (KIND, life.agent)]
     living = len({*known.instances(life.agent)}.difference(named) | {life.instance})
     what = "nothing was heard of it" if life.last else "it has not beaten since it was started"
@@ -77,5 +73,5 @@ def _silent(known: Known, life: Life, seconds: float, restart_seconds: float) ->
     return Finding(
         kind=KIND, agent=life.agent, instance=life.instance, since_ns=life.heard.ns,
         first=life.heard.sequence, text=f"{what} for {seconds:.1f} s", evidence=evidence,
-        commands=(Asked(control.RESTART, ask),) if restart else (),
+        commands=restart(life, "nothing is heard of it") if seconds > restart_seconds else (),
     )  # fmt: skip

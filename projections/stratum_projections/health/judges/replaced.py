@@ -1,9 +1,21 @@
-"""Whether another instance has taken the place of one that was found wrong."""
+"""Putting another instance in the place of one that was found wrong, and whether that is done."""
 
 from __future__ import annotations
 
+from stratum_bus import control
+from stratum_bus.heartbeat import SUPERVISOR
 from stratum_bus.thresholds import HealthConfig
-from stratum_projections.health.known import Known, Opened
+from stratum_projections.health.incident import Asked
+from stratum_projections.health.known import Known, Life, Opened
+
+
+def restart(life: Life, reason: str) -> tuple[Asked, ...]:
+    """The command to restart an instance; none for a supervisor, which only its successor could
+    follow.
+    """
+    if life.kind == SUPERVISOR:
+        return ()
+    return (Asked(control.RESTART, control.Command(instance=life.instance, reason=reason)),)
 
 
 def replaced(known: Known, config: HealthConfig, opened: Opened) -> str:

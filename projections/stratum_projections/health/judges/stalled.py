@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stratum_bus import control
 from stratum_bus.thresholds import HealthConfig
-from stratum_projections.health.incident import Asked, Finding
-from stratum_projections.health.judges.replaced import replaced
+from stratum_projections.health.incident import Finding
+from stratum_projections.health.judges.replaced import replaced, restart
 from stratum_projections.health.known import Known, Opened, moments
 
 KIND = "stalled"
@@ -20,7 +19,6 @@ def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
         seconds = known.seconds_since(life.behind)
         if seconds < config.stalled.seconds:
             continue
-        ask = control.Command(instance=life.instance, reason="it stands still behind the log")
         yield Finding(
             kind=KIND, agent=life.agent, instance=life.instance, since_ns=life.behind.ns,
             first=life.behind.sequence,
@@ -30,7 +28,7 @@ def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
                 "head": known.head, "progress": life.beat.progress, "pending": life.beat.pending,
                 "slot": life.slot, "living": len(known.living(life.agent, config.dead.seconds)),
             },
-            commands=(Asked(control.RESTART, ask),),
+            commands=restart(life, "it stands still behind the log"),
         )  # fmt: skip
 
 

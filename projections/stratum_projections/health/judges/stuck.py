@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from stratum_bus import control
 from stratum_bus.thresholds import HealthConfig
 from stratum_projections.health.incident import Asked, Finding
-from stratum_projections.health.judges.replaced import replaced
+from stratum_projections.health.judges.replaced import replaced, restart
 from stratum_projections.health.known import Inbox, Known, Life, Opened, moments
 
 KIND = "stuck"
@@ -56,7 +56,6 @@ def _by_beats(known: Known, config: HealthConfig, life: Life, limit: float) -> I
     if seconds < limit:
         return
     where = f"in step {mark.step}" if mark.step else "without a step"
-    ask = control.Command(instance=life.instance, reason=f"{stream}-{sequence} does not move")
     yield Finding(
         kind=KIND, agent=life.agent, instance=life.instance, since_ns=mark.at.ns,
         first=mark.at.sequence,
@@ -67,7 +66,7 @@ def _by_beats(known: Known, config: HealthConfig, life: Life, limit: float) -> I
             "standing_seconds": round(seconds, 3), "progress": life.beat.progress,
             "slot": life.slot, "living": len(known.living(life.agent, config.dead.seconds)),
         },
-        commands=(Asked(control.RESTART, ask),),
+        commands=restart(life, f"{stream}-{sequence} does not move"),
     )  # fmt: skip
 
 
