@@ -188,11 +188,15 @@ def moments(journal: Journal) -> list[Moment]:
     return sorted(found.values(), key=lambda moment: moment.sequence)
 
 
-def moment_of(recorded: Recorded) -> Moment:
-    """One entry by itself."""
+def moment_of(recorded: Recorded, *, suspended: bool = True) -> Moment:
+    """One entry by itself; `suspended` says that the run was let go of before."""
     moment = _begin(recorded, shared=False)
     moment.effects = recorded.entry.effects
     _add(moment, recorded)
+    if recorded.kind == RESUMED and not suspended:
+        moment.what = TAKEN_OVER
+    if recorded.kind == WAIT_COMPLETED:
+        moment.seconds = None
     return moment
 
 

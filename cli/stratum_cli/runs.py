@@ -13,7 +13,7 @@ import typer
 from stratum_agents import history
 from stratum_agents import replay as replaying
 from stratum_agents.fork import asking, prepare
-from stratum_agents.journal import ENDS, Damaged, Journal
+from stratum_agents.journal import ENDS, INPUTS, Damaged, Journal
 from stratum_agents.process import build
 from stratum_bus import subject
 from stratum_bus.bus import Bus
@@ -66,7 +66,7 @@ async def show(cli: Cli, run: str, agent: str | None) -> None:
 
 async def tail(cli: Cli, run: str, agent: str | None) -> None:
     async with cli.bus() as bus, task_group() as tasks:
-        journal = await _find(bus, run, agent)
+        journal, suspended = await _find(bus, run, agent), True
         tasks.start_soon(cli.out.until_closed)
         async with bus.read(filters=[journal.subject], follow=True) as reader:
             async for message in reader:
@@ -80,10 +80,12 @@ async def tail(cli: Cli, run: str, agent: str | None) -> None:
                     continue
                 if cli.out.json:
                     cli.out.object(msgspec.structs.asdict(recorded))
-                for line in () if cli.out.json else story.entry(recorded):
+                for line in () if cli.out.json else story.entry(recorded, suspended):
                     cli.out.styled(line)
                 if recorded.kind in ENDS:
                     break
+                if recorded.kind not in INPUTS:
+                    suspended = recorded.entry.suspends
         tasks.cancel_scope.cancel()
 
 

@@ -121,9 +121,10 @@ class Layout(NamedTuple):
     state: int = 0
 
 
-def entry(recorded: Recorded) -> Iterator[list[Part]]:
-    """A journal entry by itself, as it comes."""
-    return lines(moment_of(recorded), time_text(recorded.time), Layout())
+def entry(recorded: Recorded, suspended: bool) -> Iterator[list[Part]]:
+    """A journal entry by itself, as it comes; was the run let go of before?"""
+    moment = moment_of(recorded, suspended=suspended)
+    return lines(moment, time_text(recorded.time), Layout())
 
 
 def lines(moment: Moment, time: str, layout: Layout) -> Iterator[list[Part]]:

@@ -256,6 +256,17 @@ def test_following_ends_with_ctrl_c(bus_url: str, waiting: str) -> None:
 # Asking for something.
 
 
+def test_a_run_that_waits_is_sent_what_it_waits_for(
+    stratum: Any, log: Any, do: Any, waiting: str
+) -> None:
+    sent = stratum("send", "shop", "verdict", '{"ok": true}', "--run", waiting)
+    assert sent.returncode == 0, sent.stderr
+    settle(do, log)
+    [told] = objects(stratum("run", "show", waiting, "--json"))
+    assert told["state"] == "completed"
+    assert stratum("send", "shop", "verdict", "--run", "a b").returncode == 2
+
+
 def test_a_run_is_cancelled(stratum: Any, log: Any, do: Any, waiting: str) -> None:
     before = log.last_sequence()
     planned = stratum("run", "cancel", waiting, "--dry-run")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from msgspec.structs import replace
 
 from stratum_bus import blob, subject
 from stratum_bus.errors import BusError
@@ -62,16 +63,23 @@ async def send(
     sender: Sender = "cli",
     id: Id = None,
     about: About = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run", metavar="RUN", show_default=False, help="The run of TO that waits for it."
+        ),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Send a message to an agent's inbox.
+    """Send a message to an agent's inbox, or to one of its runs.
 
     Prints the sequence and the id under which it is stored. An agent that never ran finds it when
     it runs for the first time.
 
     Example: `stratum send research question '{"q": "what is new?"}'`
     """
-    event = _event(type, data, sender, id, about)
+    torun = None if run is None else subject.token(run, "run id")
+    event = replace(_event(type, data, sender, id, about), torun=torun)
     await _store(cli, subject.inbox(to, sender, type), event, dry_run=dry_run, to=to)
 
 
