@@ -34,6 +34,7 @@ from stratum_bus.errors import BusError, ConnectionLost, StratumError, TooLarge
 from stratum_bus.event import Event
 from stratum_bus.group_cost import GroupCost
 from stratum_bus.jetstream import Connection, Reply, size_of
+from stratum_bus.patience import patiently
 from stratum_bus.tasks import task_group
 
 BATCH_MAX = 1000
@@ -278,7 +279,7 @@ class Publisher:
     async def _bulk(self, wires: list[Wire]) -> None:
         try:
             if len(wires) > 1:
-                await self._sender.send(wires)
+                await patiently(self._connection, lambda: self._sender.send(wires))
                 return
         except BusError:
             pass  # one of them is a duplicate or refused: each for itself
