@@ -19,9 +19,9 @@ from stratum_bus.consume import Delivery, consume
 from stratum_bus.event import typed, uuid7
 
 OFFERED_PER_SECOND = 500
-LATENCY_SECONDS = 2.0
+LATENCY_SECONDS = 1.5
 PRODUCERS = 32
-PRODUCE_SECONDS = 1.2
+PRODUCE_SECONDS = 1.0
 CONCURRENCY = 64
 
 Write = Callable[[str, float], Coroutine[Any, Any, object]]

@@ -27,7 +27,7 @@ from stratum_bus.bus import Bus
 from stratum_bus.publish import Append
 
 SUBJECT = "inbox.bench.load.test"
-TURN_SECONDS = 0.7
+TURN_SECONDS = 0.5
 WRITERS = (1, 50, 200)
 
 Write = Callable[[], Awaitable[object]]
