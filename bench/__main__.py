@@ -11,7 +11,7 @@ import anyio
 
 from bench.harness import say
 
-NAMES = ("publish", "consume", "steps", "projection", "up", "handover")
+NAMES = ("publish", "consume", "steps", "projection", "lake", "up", "handover")
 
 
 def main(names: list[str]) -> int:
