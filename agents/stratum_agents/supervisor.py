@@ -27,6 +27,7 @@ from stratum_bus import heartbeat
 from stratum_bus.bus import Bus, connect
 from stratum_bus.config import Config
 from stratum_bus.consume import consume
+from stratum_bus.errors import StratumError
 from stratum_bus.heartbeat import Vitals, beating
 from stratum_bus.supervision import REST_FOR_ONE
 from stratum_bus.tasks import task_group
@@ -110,10 +111,17 @@ class Supervisor:
             writing.cancel_scope.cancel()
 
     async def _obey(self, bus: Bus, desk: Desk, stop: anyio.Event) -> None:
-        await consume(
-            bus, self._config.supervisor.name, desk.handle, stop=stop, filters=FILTERS,
-            concurrency=32, grace_seconds=1.0,
-        )  # fmt: skip
+        while not stop.is_set():
+            try:
+                await consume(
+                    bus, self._config.supervisor.name, desk.handle, stop=stop, filters=FILTERS,
+                    concurrency=32, grace_seconds=1.0,
+                )  # fmt: skip
+            except StratumError as error:
+                # Without commands it still mends what ends.
+                self._say(f"supervisor: commands cannot be read ({error}), again soon")
+                with anyio.move_on_after(PATIENCE_SECONDS):
+                    await stop.wait()
 
     def _open(self, keeper: Keeper) -> None:
         state = keeper.state

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import stat
 import sys
@@ -33,6 +34,12 @@ Part = tuple[str, str]
 _STYLES = {"bold": "1", "dim": "2", "good": "32", "bad": "31", "busy": "33"}
 _PLAIN_WIDTH = 48
 _VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_BOLD, _PLAIN = "\033[1m", "\033[0m"
+_COLOURS = (
+    (re.compile(r"given up|cannot|quarantined|is parked|told "), "\033[31m"),
+    (re.compile(r"^ended|^stopped since|again in|was asked for"), "\033[33m"),
+    (re.compile(r"^started|^back at|^ready"), "\033[32m"),
+)
 _VISIBLE_IN_JSON = {code: f"\\u{code:04x}" for code in range(127, 160)}
 
 
@@ -116,6 +123,19 @@ class Output:
             return
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(visible(text) + "\n")
+            sys.stderr.flush()
+
+    def fact(self, text: str) -> None:
+        """A remark of the form `what: fact`; on a terminal in colour: what it is about, and
+        trouble."""
+        if sys.stderr is None or not sys.stderr.isatty():
+            self.talk(text)
+            return
+        what, colon, fact = visible(text).partition(": ")
+        trouble = next((colour for words, colour in _COLOURS if words.search(fact)), "")
+        line = f"{_BOLD}{what}{colon}{_PLAIN}{trouble}{fact}{_PLAIN}" if colon else visible(text)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(line + "\n")
             sys.stderr.flush()
 
     async def until_closed(self) -> None:

@@ -60,8 +60,11 @@ class Aftermath:
     def remember(self, held: Iterable[Held]) -> None:
         """Go on with the suspicions of a supervisor before this one."""
         for each in held:
-            if each.begun:
-                self._suspects[f"{each.stream}-{each.sequence}"] = Suspect(each.deaths, each.mark)
+            message = f"{each.stream}-{each.sequence}"
+            if each.deaths >= self._common.settings.poison_deaths:
+                self._suspects.pop(message, None)  # it was parked
+            elif each.mark:
+                self._suspects[message] = Suspect(each.deaths, each.mark)
 
     def forgive(self) -> None:
         """Begin to count anew: somebody mended it, or believes so."""

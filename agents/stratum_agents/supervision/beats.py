@@ -18,6 +18,10 @@ SILENT_BEATS = 4
 """After so many beats left out an instance does not answer."""
 
 
+REMEMBERED = 5000
+"""Instances, here and elsewhere, whose last beats are kept."""
+
+
 class Beats:
     """The last beat of each instance, and when it came. `on_beat` is called with each name."""
 
@@ -87,4 +91,7 @@ class Beats:
         except InvalidEvent:
             return  # the health projector says so
         self._last[beat.instance] = (time.monotonic(), beat)
+        if len(self._last) > REMEMBERED:
+            oldest = min(self._last, key=lambda instance: self._last[instance][0])
+            del self._last[oldest]
         self._on_beat(beat.name)

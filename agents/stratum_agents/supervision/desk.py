@@ -27,6 +27,9 @@ FILTERS = [f"control.*.{command}" for command in COMMANDS]
 REMEMBERED = timedelta(days=1)
 """How far back outcomes are looked for, and how old a command may be to be executed."""
 
+SUSPECTED = timedelta(hours=1)
+"""How far back it is looked for what others worked on when they ended."""
+
 PAUSED_UNTIL = "9999-01-01T00:00:00Z"
 NOT_BEFORE = "0001-01-01T00:00:00Z"
 
@@ -70,10 +73,11 @@ class Desk:
                     what = typed(message.event(), Command).data
                     given.append((message.sequence, command, what))
         keeper.state = policy.fold(keeper.state, given)
-        ended = await bus.last(subject.control(keeper.name, control.ENDED))
-        if ended is not None:
-            with suppress(InvalidEvent):
-                keeper.aftermath.remember(typed(ended.event(), Ended).data.held)
+        ends, since = [subject.control(keeper.name, control.ENDED)], self._opened - SUSPECTED
+        async with bus.read(filters=ends, start=since) as reader:
+            async for message in reader:
+                with suppress(InvalidEvent):
+                    keeper.aftermath.remember(typed(message.event(), Ended).data.held)
 
     async def handle(self, delivery: Delivery) -> Done:
         """The handler of the consumer of commands."""

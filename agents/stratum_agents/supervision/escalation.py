@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 
@@ -74,5 +75,9 @@ def _post(url: str, body: bytes) -> None:
         raise ValueError(f"{url} is no http or https address")
     headers = {"Content-Type": "application/cloudevents+json"}
     request = urllib.request.Request(url, body, headers)
-    with urllib.request.urlopen(request, timeout=NOTIFY_SECONDS):
-        pass
+    try:
+        with urllib.request.urlopen(request, timeout=NOTIFY_SECONDS):
+            pass
+    except urllib.error.HTTPError as error:
+        with error:  # it holds the connection
+            raise

@@ -43,7 +43,7 @@ def up(cli: Cli, detach: Detach = False) -> None:
     from stratum_cli import platform
 
     log_to_stderr("up")
-    anyio.run(platform.run, cli.config, cli.options.config, cli.out.talk)
+    anyio.run(platform.run, cli.config, cli.options.config, cli.out.fact)
 
 
 def down(cli: Cli) -> None:

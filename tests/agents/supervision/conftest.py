@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -14,12 +12,11 @@ import anyio
 import pytest
 
 from stratum_agents.supervision import program
-from stratum_agents.supervision.program import Program
 from stratum_agents.supervision.running import Running
 from stratum_agents.supervisor import Supervisor
 from stratum_bus import config as configs
 from stratum_bus import control, subject
-from stratum_bus.bus import Bus
+from stratum_bus.bus import Bus, connect
 from stratum_bus.control import Command, Outcome
 from stratum_bus.event import agent_source, new, typed
 from stratum_bus.tasks import task_group
@@ -149,36 +146,28 @@ Open = Callable[..., AbstractAsyncContextManager[House]]
 
 
 @pytest.fixture
-def supervise(tmp_path: Path, bus: Bus, bus_url: str) -> Open:
-    """Opens a supervisor on a stratum.toml; without one, on one instance of the agent `worker`."""
+def supervise(tmp_path: Path, bus_url: str) -> Open:
+    """Opens a supervisor on a stratum.toml; without one, on one instance of the agent `worker`.
+    With `url` it is on another server than that of the run.
+    """
 
     @asynccontextmanager
-    async def open(
-        toml: str = WORKER, *, more: list[Program] | None = None
-    ) -> AsyncIterator[House]:
+    async def open(toml: str = WORKER, *, url: str = bus_url) -> AsyncIterator[House]:
         (tmp_path / "supervised_agents.py").write_text(AGENTS)
         file = tmp_path / "stratum.toml"
         file.write_text(toml)
         config = configs.load(file, {})
         lines: list[str] = []
-        programs = [*(more or ()), *program.agents(config, str(file), bus_url)]
-        spare = program.spare(config, str(file), bus_url)
+        programs = program.agents(config, str(file), url)
+        spare = program.spare(config, str(file), url)
         supervisor, stop = Supervisor(config, programs, lines.append, spare), anyio.Event()
-        async with task_group() as tasks:
-            tasks.start_soon(lambda: supervisor.run(bus_url, stop=stop))
+        async with connect(url, name="test", patience_seconds=10) as own, task_group() as tasks:
+            tasks.start_soon(lambda: supervisor.run(url, stop=stop))
             await supervisor.opened.wait()
             try:
-                yield House(bus, supervisor, lines)
+                yield House(own, supervisor, lines)
             finally:
                 stop.set()
         assert not [name for name in supervisor.keepers if supervisor.keepers[name].running]
 
     return open
-
-
-@pytest.fixture
-def kill() -> Callable[[int], None]:
-    def kill_9(pid: int) -> None:
-        os.kill(pid, signal.SIGKILL)
-
-    return kill_9
