@@ -41,6 +41,8 @@ class Order(msgspec.Struct):
 @pytest.fixture
 def order() -> Iterator[None]:
     before = dict(TYPES)
+    for name in ("order.placed", "order.made"):
+        TYPES.pop(name, None)  # another test may have declared it
     event_type("order.placed", version=2, former=("order.made",))(Order)
 
     @upcaster("order.placed", since=1)

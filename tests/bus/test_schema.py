@@ -25,6 +25,7 @@ class Order(msgspec.Struct):
 def types() -> Iterator[None]:
     """What a test declares is forgotten behind it."""
     before = dict(TYPES)
+    TYPES.clear()  # so that no name is taken
     yield
     TYPES.clear()
     TYPES.update(before)

@@ -4,6 +4,7 @@
 
 It prints each event that it handles as a line of JSON and ends with the first of type `stop`.
 """
+# mypy: ignore-errors
 
 import json
 import sys

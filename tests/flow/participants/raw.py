@@ -1,4 +1,5 @@
 """A NATS client on a bare socket, with nothing but Python's standard library."""
+# mypy: ignore-errors
 
 import itertools
 import json
