@@ -148,8 +148,8 @@ async def _one_run(bench: Bench, js: JetStreamContext, engines: list[Peer], sync
     ours = turns.pop(OURS)
     for name, theirs in turns.items():
         series = Series("steps", sync, name)
-        rates = [[len(turn) / sum(turn) for turn in side] for side in (ours, theirs)]
-        series.rates("steps_per_s_1", *rates, "steps/s")
+        mine, other = ([len(turn) / sum(turn) for turn in side] for side in (ours, theirs))
+        series.rates("steps_per_s_1", mine, other, "steps/s")
         series.latencies("step of one run", ours, theirs)
 
 

@@ -18,11 +18,11 @@ pytest_plugins = ["stratum_bus.testing"]
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 _TICK_SECONDS = 0.05
-_TICKS = 10
+_TICKS = 60
 
 
 class LoopWatch(threading.Thread):
-    """Reports a loop that answers nothing for 0.5 s.
+    """Reports a loop that answers nothing for 3 s.
 
     Only ticks at which neither this thread nor the loop's had to wait for a processor count: that
     a machine is busy is not the test's fault.
