@@ -131,7 +131,7 @@ class Exporter:
     async def _range(
         self, first: int, last: int, created: str, closed: Callable[[Segment], None]
     ) -> None:
-        writing = _Writing(self, first, created, closed)
+        writing = Writing(self, first, created, closed)
         try:
             async with self._bus.read(
                 self._folder.stream, start=first, end=last, window=2 * BATCH_EVENTS
@@ -175,7 +175,7 @@ class Exporter:
             raise _foreign(self._folder, f"was made anew at {now.created}")
 
 
-class _Writing:
+class Writing:
     """One range of a stream on its way into segments."""
 
     def __init__(

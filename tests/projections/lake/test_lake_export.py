@@ -12,7 +12,7 @@ import pytest
 from stratum_bus import jetstream
 from stratum_bus.errors import LakeError
 from stratum_bus.message import Message
-from stratum_projections.lake.export import exporter, plan
+from stratum_projections.lake.export import Writing, exporter, plan, state
 from stratum_projections.lake.read import read
 
 
@@ -227,3 +227,22 @@ async def test_a_damaged_page_is_found_when_it_is_read(lake: Any) -> None:
     with pytest.raises(LakeError, match=f"{segment.path} is no whole segment") as caught:
         await lake.messages()
     assert caught.value.reason == "damaged"
+
+
+async def test_no_file_has_two_days_even_where_the_clock_was_set_back(lake: Any) -> None:
+    day_ns, created = 86_400_000_000_000, (await state(lake.bus, "LOG")).created
+    days = [20_000] * 5 + [20_001] * 14 + [20_000] * 3
+    messages = [
+        Message("LOG", n, "topic.a.t", day * day_ns + n, b"{}") for n, day in enumerate(days, 1)
+    ]
+    async with exporter(lake.bus, lake.folder, segment_events=10) as ours:
+        writing = Writing(ours, 1, created, lambda _: None)
+        for run in (messages[:5], messages[5:12], messages[12:19], messages[19:]):
+            await writing.add(run)
+        await writing.finish(25)
+    found = [(str(each.day), each.first, each.last) for each in lake.folder.listing().segments]
+    assert found == [
+        ("2024-10-04", 1, 5), ("2024-10-05", 6, 12), ("2024-10-05", 13, 19),
+        ("2024-10-04", 20, 25),
+    ]  # fmt: skip
+    assert await lake.messages() == messages
