@@ -49,6 +49,18 @@ def create() -> Agent:
         await anyio.sleep(event.data.get("after", 0))
         os.kill(os.getpid(), signal.SIGKILL)
 
+    @agent.on("half")
+    async def half(run: Any, event: Any) -> None:
+        async def until_mended() -> int:
+            while not os.path.exists(event.data["mended"]):
+                await anyio.sleep(0.02)
+            return 1
+
+        await run.step("first", lambda: 0)
+        await run.send("tester", "stepped", {"step": 0})
+        await run.step("second", until_mended)
+        await run.send("tester", "stepped", {"step": 1})
+
     @agent.on("block")
     async def block(run: Any, event: Any) -> None:
         time.sleep(1000)

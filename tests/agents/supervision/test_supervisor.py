@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from stratum_agents import fork
 from stratum_agents.supervision.running import Running
 from stratum_bus import dead
 from stratum_bus.testing import eventually
@@ -127,20 +128,30 @@ async def test_those_beside_a_message_that_kills_are_not_parked(supervise: Any) 
     assert letter.letter.reason == "poison"
 
 
-async def test_a_message_that_somebody_kills_three_times_is_parked_as_well(supervise: Any) -> None:
-    toml = MANY.format(spares=1) + WORKER
-    async with supervise(toml) as house:
+async def test_the_run_of_a_parked_message_goes_on_where_it_stood_when_a_person_says_so(
+    supervise: Any, tmp_path: Path
+) -> None:
+    mended = tmp_path / "mended"
+    async with supervise(MANY.format(spares=1) + WORKER) as house:
         await house.until_ready()
-        await house.send("job", steps=4, seconds=0.01)
-        sequence = await house.send("job", steps=4, seconds=100)
-        await house.until_steps(4)
+        sequence = await house.send("half", mended=str(mended))
         for _ in range(3):
             (one,) = await house.until_ready()
             await until_begun(one, sequence)
+            await eventually(lambda: house.events("run.worker.>"))
             os.kill(one.pid, signal.SIGKILL)
             await house.until_replaced(one.pid)
         (letter,) = await eventually(lambda: dead.letters(house.bus, "worker"))
         assert letter.letter.origin.sequence == sequence
+        entries = await house.events("run.worker.>")
+        kinds = [each["type"].removeprefix("stratum.run.") for each in entries]
+        assert (kinds[0], kinds[-1]) == ("step.completed", "parked")
+        mended.touch()
+        await house.until_ready()
+        await fork.request(house.bus, "worker", letter.letter.run, "run.resume")
+        assert await house.until_steps(2) == [0, 1]
+        steps = [each for each in await house.events("run.worker.>") if "step" in each["type"]]
+    assert len(steps) == 2  # nothing was done again
 
 
 async def until_begun(instance: Running, sequence: int) -> None:
