@@ -21,6 +21,7 @@ from stratum_projections.health.known import (
     Mark,
     Moment,
     Opened,
+    Strikes,
 )
 from stratum_projections.health.observed import Observed, Position
 
@@ -31,6 +32,8 @@ FORGET_NS = 3600 * NS
 MICROSECOND_NS = 1000
 REMEMBER_NS = 7 * 24 * FORGET_NS
 ENDS_MAX = 100
+STRIKES_MAX = 1000
+STUCK = "stuck"
 RESTART_ID = control.command_id("", control.RESTART)
 
 
@@ -188,6 +191,8 @@ def _fold_incident(
     state.last_incident, state.decided_ns = at.sequence, 0
     incident = typed(event, Incident).data
     if incident.status != CLOSED:
+        if incident.kind == STUCK and (message := incident.evidence.get("message")):
+            _fold_strike(state, message, incident.evidence.get("step", ""), at)
         known.open.setdefault(incident.key, Opened(id=event.id, at=at, incident=incident))
         return
     opened = known.open.get(incident.key)
@@ -197,6 +202,15 @@ def _fold_incident(
         life = known.lives.get((incident.agent, incident.instance))
         if life is not None and life.heard.ns <= nanoseconds(incident.since) + MICROSECOND_NS:
             del known.lives[life.key]  # it was replaced, and never heard again
+
+
+def _fold_strike(state: AgentState, message: str, step: str, at: Moment) -> None:
+    strikes = state.strikes.setdefault(message, Strikes(step))
+    if strikes.step != step:  # it got further since
+        strikes.step, strikes.at = step, []
+    strikes.at.append(at)
+    while len(state.strikes) > STRIKES_MAX:
+        del state.strikes[next(iter(state.strikes))]
 
 
 def _fold_command(known: Known, agent: str, name: str, id: str, command: control.Command) -> None:
@@ -217,7 +231,9 @@ def _fold_command(known: Known, agent: str, name: str, id: str, command: control
         case control.SCALE:
             state.instances = command.instances
         case control.PARK:
-            state.parked[f"{command.stream}-{command.sequence}"] = id
+            message = f"{command.stream}-{command.sequence}"
+            state.parked[message] = id
+            state.strikes.pop(message, None)
 
 
 def _fold_given(known: Known, name: str, incident: str) -> None:

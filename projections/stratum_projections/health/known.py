@@ -117,11 +117,19 @@ class Inbox(Struct):
     pending: Series = field(default_factory=Series)
 
 
+class Strikes(Struct):
+    """Since when a message is found stuck in a step, again and again."""
+
+    step: str
+    at: list[Moment] = []
+
+
 class AgentState(Struct, kw_only=True):
     """What its commands say an agent is to be, and what happened to its processes.
 
     `restarts` were not asked for by a person. `beats`: one of its instances was heard at some time, so that the others should be. `parked` are
-    messages that a command set aside, with its id. `last_incident` is the sequence of the last event under `control.<agent>.incident`, `decided`
+    messages that a command set aside, with its id; `strikes` are the incidents in a row at which a
+    message was stuck in the same step. `last_incident` is the sequence of the last event under `control.<agent>.incident`, `decided`
     until when decisions wait for the last ones to appear in the log.
     """
 
@@ -134,6 +142,7 @@ class AgentState(Struct, kw_only=True):
     ends: list[End] = []
     beats: bool = False
     parked: dict[str, str] = field(default_factory=dict)
+    strikes: dict[str, Strikes] = field(default_factory=dict)
     last_incident: int = 0
     decided_ns: int = 0
 
@@ -185,9 +194,9 @@ class Known(Struct, kw_only=True):
         """How long something lasts, leaving out what was before a gap in the ticks."""
         return (self.now.ns - max(moment.ns, self.heard_ns)) / NS
 
-    def instances(self, agent: str) -> list[str]:
-        """Instances of an agent that were heard and did not end, as far as is known."""
-        return [life.instance for life in self.lives.values() if life.agent == agent]
+    def firsts(self, agent: str) -> dict[str, Moment]:
+        """Instances of an agent that did not end, as far as is known, and since when they are."""
+        return {each.instance: each.first for each in self.lives.values() if each.agent == agent}
 
     def living(self, agent: str, within_seconds: float) -> list[Life]:
         """Instances of an agent that were heard lately."""
@@ -199,8 +208,7 @@ class Known(Struct, kw_only=True):
 
     def newest(self, agent: str, since: Moment) -> Moment:
         """`since`, or when the agent's newest instance came, which has to get ready first."""
-        firsts = [life.first for life in self.lives.values() if life.agent == agent]
-        return max([since, *firsts], key=lambda moment: moment.ns)
+        return max([since, *self.firsts(agent).values()], key=lambda moment: moment.ns)
 
     def opened(self, agent: str, instance: str | None = None) -> list[Opened]:
         """Open incidents of an agent, or of one of its instances."""

@@ -189,3 +189,15 @@ def test_what_died_with_its_supervisor_is_no_incident_once_its_place_is_taken(wo
     world.started("a", "i2", slot=2)
     world.run(60)
     assert world.incidents() == []
+
+
+def test_a_successor_that_came_before_the_silence_was_noticed_is_one_in_its_place(
+    world: Any,
+) -> None:
+    one = world.alive("supervisor", "s1", SUPERVISOR)
+    world.run(5)
+    one.silent = True
+    world.run(0.5)
+    world.alive("supervisor", "s2", SUPERVISOR)
+    world.run(5)
+    assert world.shown() == [("dead", "supervisor", "s1", "closed")]

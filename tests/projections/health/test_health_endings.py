@@ -41,6 +41,32 @@ def test_what_its_supervisor_parked_by_itself_is_not_parked_again(world: Any) ->
     assert ("poison", "a", "LOG-7", "closed") in world.shown()
 
 
+def test_a_message_at_which_one_after_the_other_gets_stuck_is_poison(world: Any) -> None:
+    for number in range(1, 4):
+        one = world.started("a", f"i{number}")
+        one.takes(7, step="2")
+        world.run(601)
+        world.ended(one, wanted=True, code=0, signal="")
+        world.run(1)
+    world.started("a", "i4")
+    world.run(5)
+    assert world.commands() == [*[("a", "restart", f"i{n}") for n in (1, 2, 3)], ("a", "park", "")]
+    world.obeys("a", "park")
+    world.run(600)
+    assert ("poison", "a", "LOG-7", "closed") in world.shown()
+    assert len(world.commands()) == 4
+
+
+def test_a_message_that_gets_further_each_time_is_no_poison(world: Any) -> None:
+    for number in range(1, 6):
+        one = world.started("a", f"i{number}")
+        one.takes(7, step=str(number))
+        world.run(601)
+        world.ended(one, wanted=True, code=0, signal="")
+    world.run(5)
+    assert {kind for kind, *_ in world.shown()} == {"stuck"}
+
+
 def test_two_deaths_make_no_poison_and_neither_does_what_was_not_begun(world: Any) -> None:
     die(world, 2)
     die(world, 4, begun=False, sequence=9)

@@ -62,7 +62,8 @@ def _ended(agent: str, end: End) -> Finding:
 
 def _silent(known: Known, life: Life, seconds: float, restart_seconds: float) -> Finding:
     named = [key[2] for key in known.open if key[:2] == (KIND, life.agent)]
-    living = len({*known.instances(life.agent)}.difference(named) | {life.instance})
+    before = {i for i, first in known.firsts(life.agent).items() if first.ns <= life.heard.ns}
+    living = len(before.difference(named) | {life.instance})
     what = "nothing was heard of it" if life.last else "it has not beaten since it was started"
     evidence: dict[str, Any] = moments(last_beat=life.last) or moments(started=life.first)
     evidence |= {"silent_seconds": round(seconds, 3), "living": living}
