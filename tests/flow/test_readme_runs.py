@@ -20,9 +20,7 @@ STEP_SECONDS = 0.6
 
 
 def section() -> str:
-    pages = (ROOT / "README.md", ROOT / "docs" / "_readme_runs.md")
-    texts = [page.read_text(encoding="utf-8") for page in pages if page.exists()]
-    text = next(text for text in texts if HEADING in text)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     return text.partition(HEADING)[2].partition("\n## ")[0]
 
 
