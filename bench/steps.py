@@ -71,13 +71,17 @@ class Bench:
         self.agent.on("bench.long")(self._long)
         self.samples: Turn = []
         self.passed = 0.0
+        self._due = 0
+        self._returned = anyio.Event()
 
     async def many(self, runs: int, steps: int) -> float:
         """Steps a second, from the first event that is sent to the last end that is stored."""
         end = await self.stored() + runs * (1 + steps + 1)
         self.samples.clear()
+        self._due, self._returned = runs, anyio.Event()
         start = perf_counter()
         await self.send("bench.steps", steps, runs)
+        await self._returned.wait()  # to ask the server meanwhile would take a share
         await self.reaches(end)
         return runs * steps / (perf_counter() - start)
 
@@ -104,7 +108,7 @@ class Bench:
 
     async def reaches(self, sequence: int) -> None:
         with anyio.fail_after(60):
-            while await self.stored() < sequence:  # noqa: ASYNC110 - a reader would take a share
+            while await self.stored() < sequence:  # noqa: ASYNC110 - a reader would take more
                 await anyio.sleep(0.002)
 
     async def _steps(self, run: Run, event: Event[int]) -> None:
@@ -112,6 +116,9 @@ class Bench:
             start = perf_counter()
             await run.step("work", _result)
             self.samples.append(perf_counter() - start)
+        self._due -= 1
+        if not self._due:
+            self._returned.set()
 
     async def _plain(self, run: Run, event: Event[int]) -> None:
         pass
