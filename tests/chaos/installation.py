@@ -1,0 +1,168 @@
+"""`stratum up` on a folder of its own, started again when it dies, as systemd would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anyio
+
+from stratum_bus.data_dir import locate
+from stratum_bus.server import free_port
+
+RESTART_SECONDS = 0.1
+STOP_SECONDS = 30.0
+DISK = "192m"
+
+AGENTS = ("clerk", "smith", "porter")
+
+_TOML = """
+[server]
+port = {port}
+
+[supervisor]
+restarts = 1000
+healthy_seconds = 4
+max_delay_seconds = 1
+
+[health]
+settle_seconds = 3
+
+[health.dead]
+seconds = {silence}
+restart_seconds = 3
+
+[health.stuck]
+seconds = 3
+
+[health.blocked]
+seconds = 2
+
+[health.looping]
+repeats = 10
+among = 20
+seconds = 1.5
+
+[health.memory]
+bytes = 50_331_648
+seconds = 6
+
+[health.crash_loop]
+deaths = 1000
+"""
+
+_AGENT = """
+[agents.{name}]
+create = "chaos_agents:{name}"
+instances = {instances}
+ack_wait_seconds = 10
+grace_seconds = 3
+
+[agents.{name}.settings]
+effects = "{effects}"
+"""
+
+
+class Installation:
+    """One installation. `deaths` counts how often it was started again."""
+
+    def __init__(self, folder: Path, silence_seconds: float) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self.data_dir = folder / "data"
+        self.effects = folder / "effects.txt"
+        self.deaths = 0
+        self.on_small_disk = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+        self.effects.touch()
+        shutil.copy(Path(__file__).with_name("chaos_agents.py"), folder)
+        toml = _TOML.format(port=self.port, silence=silence_seconds)
+        for name in AGENTS:
+            instances = 2 if name == "smith" else 1
+            toml += _AGENT.format(name=name, instances=instances, effects=self.effects)
+        (folder / "stratum.toml").write_text(toml, encoding="utf-8")
+
+    def mount_small_disk(self) -> bool:
+        """Put the data on a small file system; False where this user may not."""
+        self.data_dir.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self.data_dir)]
+        try:
+            done = subprocess.run(mount, capture_output=True, check=False)
+        except OSError:
+            return False
+        self.on_small_disk = done.returncode == 0
+        return self.on_small_disk
+
+    async def keep(self) -> None:
+        """Start it, and start it again whenever it ends, until `stop`."""
+        while not self._stopping:
+            self._process = self._start()
+            await _ended(self._process, float("inf"))
+            if not self._stopping:
+                self.deaths += 1
+                await anyio.sleep(RESTART_SECONDS)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "stratum_cli", "--data-dir", str(self.data_dir), "up"]
+        with (self.folder / "up.log").open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def server_pid(self) -> int:
+        running = locate(self.data_dir)
+        return running.pid if running else 0
+
+    def fill_disk(self) -> Path:
+        """Take all that is left of the small disk; returns the file to remove."""
+        ballast = self.data_dir / "ballast"
+        descriptor = os.open(ballast, os.O_WRONLY | os.O_CREAT)
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while True:
+                    os.write(descriptor, b"x" * size)
+            except OSError:
+                continue
+        os.close(descriptor)
+        return ballast
+
+    async def stop(self) -> bool:
+        """As `systemctl stop`; False where it had to be killed."""
+        self._stopping = True
+        process = self._process
+        if process is None:
+            return True
+        process.send_signal(signal.SIGTERM)
+        orderly = await _ended(process, STOP_SECONDS)
+        process.kill()
+        return orderly
+
+    def remove(self) -> None:
+        self.unmount()
+        shutil.rmtree(self.folder)
+
+    def unmount(self) -> None:
+        if self.on_small_disk:
+            subprocess.run(["umount", "--lazy", str(self.data_dir)], check=False)
+            self.on_small_disk = False
+
+
+async def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for the end of a process; False where it did not come."""
+    give_up = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < give_up:  # noqa: ASYNC110 - nothing tells
+        await anyio.sleep(0.01)
+    return process.poll() is not None

@@ -1,0 +1,82 @@
+"""What the harness knows while it runs: control events and letters, as the log gets them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio
+
+from stratum_bus.bus import Bus
+from tests.chaos.log import Case, Entry, cases, entry
+
+T = TypeVar("T")
+
+
+class TooLate(Exception):
+    """Something did not happen in time."""
+
+
+class Watch:
+    """Follows what concerns health; `ends` are the ends of runs and the letters."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.seen: list[Entry] = []
+        self._bus = bus
+        self._changed = anyio.Event()
+
+    async def run(self) -> None:
+        async with self._bus.read(filters=["control.>", "dead.>"], follow=True) as reader:
+            async for message in reader:
+                self.seen.append(entry(message))
+                self._changed.set()
+
+    async def until(self, check: Callable[[], T | None], what: str, seconds: float) -> T:
+        """The first true answer of `check`. Raises TooLate."""
+        give_up = time.monotonic() + seconds
+        while True:
+            if answer := check():
+                return answer
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise TooLate(f"not within {seconds:g} s: {what}")
+            self._changed = anyio.Event()
+            with anyio.move_on_after(min(left, 0.5)):
+                await self._changed.wait()
+
+    def cases(self, kind: str, agent: str, **match: str) -> list[Case]:
+        """Incidents of a kind, by agent and by other attributes (`instance`, `about`)."""
+        return [
+            case
+            for case in cases(self.seen)
+            if (case.kind, case.agent) == (kind, agent)
+            and all(getattr(case, name) == value for name, value in match.items())
+        ]
+
+    def over(self, kind: str, agent: str, **match: str) -> Case | None:
+        """An incident that is closed."""
+        return next((case for case in self.cases(kind, agent, **match) if case.closed), None)
+
+    def running(self, agent: str) -> list[Entry]:
+        """The start of each instance that has not ended, as far as is told, one a slot."""
+        slots: dict[int, Entry] = {}
+        for each in self.seen:
+            if each.subject == f"control.{agent}.started":
+                slots[each.data.get("slot", 1)] = each
+        ended = {e.data["instance"] for e in self.seen if e.subject == f"control.{agent}.ended"}
+        return [each for each in slots.values() if each.data["instance"] not in ended]
+
+    def started_after(self, agent: str, sequence: int) -> Entry | None:
+        """The first start of an instance behind a sequence."""
+        subject = f"control.{agent}.started"
+        return next((e for e in self.seen if e.subject == subject and e.sequence > sequence), None)
+
+    def letter(self, stream_sequence: int) -> Entry | None:
+        """The dead letter of a message."""
+        for each in self.seen:
+            if each.type == "stratum.dead.lettered":
+                origin: dict[str, Any] = each.data["origin"]
+                if (origin["stream"], origin["sequence"]) == ("LOG", stream_sequence):
+                    return each
+        return None
