@@ -38,8 +38,8 @@ from stratum_bus.tasks import task_group
 
 KILLS = 30
 STEP_SECONDS = 0.02
-STEPS = 100
-BEFORE_SECONDS = (0.3, 1.3)
+STEPS = 60
+BEFORE_SECONDS = (0.2, 0.8)
 """How long a run has been at work when its process is killed."""
 
 AFTER_SECONDS = 1.5

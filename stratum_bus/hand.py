@@ -11,20 +11,23 @@ import mmap
 import os
 import struct
 import tempfile
-from datetime import UTC, datetime
+import time
 from typing import Protocol
 
 import msgspec
 
 from stratum_bus.heartbeat import InHand
+from stratum_bus.message import utc
 
 SLOTS = 1024
 """Messages that the shared list can hold; what is more is known to the instance alone."""
 
-_SLOT = struct.Struct("<HHI")  # stream, begun, attempt
-_SEQUENCE = struct.Struct("<Q")  # 0: the slot is free; written last, erased first
+_SLOT = struct.Struct("<QIHBx")  # sequence (0: the slot is free), attempt, stream, begun
+_BEGUN = 14
+_FREE = bytes(8)
 _SIZE = 16
 _STREAMS = ("", "LOG", "TIMERS")
+_CODES = {name: code for code, name in enumerate(_STREAMS)}
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -53,11 +56,11 @@ class Work(Protocol):
 
 
 class _Holding(msgspec.Struct):
-    slot: int | None
+    offset: int
     count: int
     subject: str
     attempt: int
-    since: datetime
+    since_ns: int
     event: str = ""
     work: Work | None = None
 
@@ -73,7 +76,7 @@ class Hand:
 
     def __init__(self, descriptor: int | None = None) -> None:
         self._held: dict[Key, _Holding] = {}
-        self._free = list(range(SLOTS - 1, -1, -1))
+        self._free = list(range(0, SLOTS * _SIZE, _SIZE))
         self._memory = mmap.mmap(-1 if descriptor is None else descriptor, SLOTS * _SIZE)
         self._done = 0
         self.pending: int | None = None
@@ -85,19 +88,18 @@ class Hand:
         if held := self._held.get((stream, sequence)):
             held.count += 1  # the server took it for lost
             return
-        slot = self._free.pop() if self._free and stream in _STREAMS else None
-        self._held[stream, sequence] = _Holding(slot, 1, subject, attempt, datetime.now(UTC))
-        if slot is not None:
-            _SLOT.pack_into(self._memory, slot * _SIZE + 8, _STREAMS.index(stream), 0, attempt)
-            _SEQUENCE.pack_into(self._memory, slot * _SIZE, sequence)
+        code = _CODES.get(stream, 0)
+        offset = self._free.pop() if self._free and code else -1
+        self._held[stream, sequence] = _Holding(offset, 1, subject, attempt, time.time_ns())
+        if offset >= 0:
+            _SLOT.pack_into(self._memory, offset, sequence, attempt, code, 0)
 
     def begin(self, stream: str, sequence: int, event: str) -> None:
         """Its handler is called now."""
         if held := self._held.get((stream, sequence)):
             held.event = event
-            if held.slot is not None:
-                code = _STREAMS.index(stream)
-                _SLOT.pack_into(self._memory, held.slot * _SIZE + 8, code, 1, held.attempt)
+            if held.offset >= 0:
+                self._memory[held.offset + _BEGUN] = 1
 
     def works_on(self, stream: str, sequence: int, work: Work) -> None:
         """Its handler works on a run."""
@@ -116,9 +118,9 @@ class Hand:
         del self._held[stream, sequence]
         if held.work is not None:
             self._done += held.work.appended
-        if held.slot is not None:
-            _SEQUENCE.pack_into(self._memory, held.slot * _SIZE, 0)
-            self._free.append(held.slot)
+        if held.offset >= 0:
+            self._memory[held.offset : held.offset + len(_FREE)] = _FREE
+            self._free.append(held.offset)
 
     @property
     def progress(self) -> int:
@@ -136,7 +138,7 @@ def _shown(stream: str, sequence: int, held: _Holding) -> InHand:
     return InHand(
         stream=stream, sequence=sequence, subject=held.subject, event=held.event,
         run=work.run if work else "", step=work.step if work else "",
-        attempt=held.attempt, since=held.since,
+        attempt=held.attempt, since=utc(held.since_ns),
     )  # fmt: skip
 
 
@@ -158,9 +160,8 @@ class SharedHand:
         """What the child has in hand, or had when it ended, in the order of the log."""
         found = []
         for offset in range(0, SLOTS * _SIZE, _SIZE):
-            (sequence,) = _SEQUENCE.unpack_from(self._memory, offset)
+            sequence, attempt, stream, begun = _SLOT.unpack_from(self._memory, offset)
             if sequence:
-                stream, begun, attempt = _SLOT.unpack_from(self._memory, offset + 8)
                 found.append(Left(_STREAMS[stream], sequence, bool(begun), attempt))
         return sorted(found, key=lambda each: (each.stream, each.sequence))
 
