@@ -19,6 +19,7 @@ from stratum_bus import Event, dead
 from stratum_bus.bus import Bus
 from stratum_bus.event import new
 from stratum_cli.commands.run import State
+from stratum_cli.output import Output
 
 CODE = """
 from stratum_agents import Agent
@@ -224,6 +225,18 @@ def test_a_damaged_run_is_told_as_far_as_it_can_be_read(
     [listed] = objects(stratum("run", "list", "--json"))
     assert (listed["state"], "utf8" in listed["error"]) == ("damaged", True)
     assert stratum("run", "cancel", waiting).returncode == 1
+
+
+def test_colours_are_for_a_terminal_and_cut_to_its_width(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "12")
+    out = Output()
+    out.styled([("good", "done"), ("", "  \x1b[31m evil text")])
+    assert capfdbinary.readouterr().out == b"done  \\x1b[31m evil text\n"
+    out.colours = True
+    out.styled([("good", "done"), ("", "  \x1b[31m evil text")])
+    assert capfdbinary.readouterr().out.decode() == "\x1b[32mdone\x1b[0m  \\x1b[…\n"
 
 
 # Following.
