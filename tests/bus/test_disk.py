@@ -12,8 +12,9 @@ import pytest
 
 from stratum_bus import connect
 from stratum_bus.bus import Bus
+from stratum_bus.consume import ensure_consumer
 from stratum_bus.disk import until_wedged
-from stratum_bus.errors import BusError
+from stratum_bus.errors import BusError, StorageFull
 from stratum_bus.event import new
 from stratum_bus.server import Server, free_port
 from stratum_bus.stream import load_streams, provision
@@ -66,6 +67,8 @@ async def test_a_server_whose_disk_was_full_is_found_wedged_only_once_there_is_r
                     tasks.start_soon(stores, bus)
                     await until_wedged(server)
             assert waited.cancelled_caught
+            with pytest.raises(StorageFull):
+                await ensure_consumer(bus, "a", ["inbox.a.>"])
             ballast.unlink()
             found: list[str] = []
 
