@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stratum_bus.heartbeat import BLOCKED, IDLE, PROJECTOR
+from stratum_bus.heartbeat import BLOCKED, IDLE, PROJECTOR, STOPPING
 from stratum_bus.thresholds import (
     AgentHealth,
     Behind,
@@ -70,6 +70,19 @@ def test_stuck_is_over_where_it_goes_on(world: Any) -> None:
     one.takes(7, step="2")
     world.run(1)
     assert world.over() == ["it goes on"]
+
+
+def test_who_gives_a_message_back_because_it_stops_did_not_go_on(world: Any) -> None:
+    one = world.started("a", "i1")
+    one.takes(7, step="1")
+    world.run(7)
+    one.state, one.in_hand = STOPPING, []
+    world.run(1)
+    assert world.shown() == [("stuck", "a", "i1", "open")]
+    world.ended(one, wanted=True, code=0, signal="")
+    world.started("a", "i2")
+    world.run(1)
+    assert world.over() == ["i2 has taken its place"]
 
 
 def test_a_message_that_waits_behind_others_is_not_stuck(world: Any) -> None:

@@ -37,7 +37,7 @@ def over(known: Known, config: HealthConfig, opened: Opened) -> str:
         moved = inbox is None or inbox.moved.sequence > int(incident.evidence["standing_since"])
         return "its consumer moves again" if moved else ""
     life = known.lives.get((incident.agent, incident.instance))
-    if life is not None:
+    if life is not None and life.ready:  # who stops gives it back, and that is no progress
         stream, _, sequence = incident.evidence["message"].rpartition("-")
         mark = life.marks.get((stream, int(sequence)))
         if mark is None or mark.step != incident.evidence["step"]:
