@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
 
 import anyio
 from anyio.abc import TaskGroup
@@ -24,17 +25,23 @@ async def task_group() -> AsyncIterator[TaskGroup]:
         raise first from first.__cause__  # the group around it is no cause
 
 
-@contextmanager
-def own_cancellation() -> Iterator[None]:
+class own_cancellation:
     """Around other people's code: let only a cancellation of this very task through.
 
     Awaiting a task or future that somebody cancelled raises CancelledError too, and would end the
     task that handles the message without a word; it comes out as RuntimeError.
     """
-    try:
-        yield
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise RuntimeError("something that was awaited had been cancelled") from error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                raise RuntimeError("something that was awaited had been cancelled") from error
