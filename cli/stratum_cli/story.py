@@ -41,6 +41,7 @@ from stratum_agents.journal import (
 from stratum_cli.output import Part, one_line, time_text
 
 _SHORT, _WIDE = 100, 40
+_QUIET = timedelta(seconds=10)
 _OURS = re.compile(r"[/\\]stratum_(agents|bus)[/\\]")
 _PLACE = re.compile(r'File "(.*?)", line (\d+), in (\S+)')
 _STYLES = {
@@ -73,6 +74,8 @@ def header(story: Story, now: datetime) -> Iterator[list[Part]]:
     state = summary.state + (", asked to cancel" if summary.cancelling else "")
     if summary.state == RUNS and summary.instance:
         state += f" on {summary.instance}"
+    if summary.state == RUNS and summary.changed and now - summary.changed > _QUIET:
+        state += f", nothing new for {_span(now - summary.changed)}"
     yield _field("state", (_STYLES.get(summary.state, ""), state))
     if waits := waiting(summary, now):
         yield _field("waits", ("", waits))

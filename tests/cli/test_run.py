@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stratum_agents import Agent, Retry, Run, Terminal
+from stratum_agents.history import Story, Summary
 from stratum_agents.replay import assert_replays, load
 from stratum_agents.testing import Kit, runs
 from stratum_bus import Event, dead
@@ -20,6 +22,7 @@ from stratum_bus.bus import Bus
 from stratum_bus.event import new
 from stratum_cli.commands.run import State
 from stratum_cli.output import Output
+from stratum_cli.story import header
 
 CODE = """
 from stratum_agents import Agent
@@ -237,6 +240,15 @@ def test_colours_are_for_a_terminal_and_cut_to_its_width(
     out.colours = True
     out.styled([("good", "done"), ("", "  \x1b[31m evil text")])
     assert capfdbinary.readouterr().out.decode() == "\x1b[32mdone\x1b[0m  \\x1b[…\n"
+
+
+def test_a_run_that_stands_still_says_for_how_long() -> None:
+    now = datetime(2026, 11, 21, 12, tzinfo=UTC)
+    summary = Summary("r1", "shop", state="running", instance="i1", changed=now)
+    for seconds, said in ((5, "running on i1"), (180, "running on i1, nothing new for 3 min 0 s")):
+        told = Story(summary, [], [])
+        lines = ["".join(t for _, t in line) for line in header(told, now + timedelta(0, seconds))]
+        assert lines[2] == f"state       {said}"
 
 
 # Following.
