@@ -180,7 +180,7 @@ async def _plain(bench: Bench, sync: str) -> None:
     await bench.reaches(before + 2 * PLAIN_EVENTS)
     await anyio.sleep(0.2)  # for what would come on top
     appends = (await bench.stored() - before) / PLAIN_EVENTS - 1
-    report(Line("steps", "appends of a handler without steps", appends, "appends", sync))
+    report(Line("steps", "handler_without_steps", appends, "appends", sync))
 
 
 async def _resume(bench: Bench, sync: str) -> None:
