@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo up test soak lint format bench docs lock clean
+.PHONY: help demo up test soak chaos lint format bench docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -21,6 +21,9 @@ test: $(READY) ## run the tests (about 5 minutes on 2 cores)
 
 soak: $(READY) ## kill processes at random moments for longer: MESSAGES=200000 KILLS=200 SEED=1
 	$(BIN)/python tests/flow/crash.py --messages $(or $(MESSAGES),200000) --kills $(or $(KILLS),200) --seed $(or $(SEED),1)
+
+chaos: $(READY) ## every fault in random order under load, with a proof from the log: DURATION=1800 SEED=1
+	$(BIN)/python tests/chaos/chaos.py --duration $(or $(DURATION),600) --seed $(or $(SEED),1)
 
 lint: $(READY) ## ruff and mypy --strict
 	$(BIN)/ruff check
