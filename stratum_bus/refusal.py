@@ -12,8 +12,8 @@ _LAST_SEQUENCE = re.compile(r"wrong last sequence: (\d+)")
 _NOT_FOUND = {10059: "stream", 10014: "consumer", 10037: "message"}
 _WRONG_SEQUENCE = (10071, 10164)
 _STORAGE = {10023, 10047, 10077}
-_NO_SPACE = "no space left on device"
-"""What the disk says comes with the code of whatever could not be written."""
+_NO_SPACE = ("no space left on device", "error creating store")
+"""A full disk comes with the code of whatever could not be written."""
 
 
 def refusal(subject: str, error: Mapping[str, Any], expected: int | None = None) -> errors.BusError:
@@ -25,7 +25,7 @@ def refusal(subject: str, error: Mapping[str, Any], expected: int | None = None)
         return errors.WrongSequence(subject, expected, int(found[1]) if found else None)
     if code in _NOT_FOUND:
         return errors.NotFound(_NOT_FOUND[code], _name_in(subject, _NOT_FOUND[code]))
-    if code in _STORAGE or _NO_SPACE in description:
+    if code in _STORAGE or any(words in description for words in _NO_SPACE):
         return errors.StorageFull(subject, description)
     return errors.Refused(subject, code, description)
 
