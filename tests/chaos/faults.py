@@ -185,6 +185,7 @@ async def do(hands: Hands, kind: str) -> Fault:
     if kind in TO_AN_AGENT:
         fault.agent = hands.chance.choice(AGENTS)
     await FAULTS[kind](hands, fault)
+    await hands.watch.until(hands.watch.calm, f"all is calm after {fault}", HEAL_SECONDS)
     return fault
 
 

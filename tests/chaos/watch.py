@@ -58,6 +58,10 @@ class Watch:
         """An incident that is closed."""
         return next((case for case in self.cases(kind, agent, **match) if case.closed), None)
 
+    def calm(self) -> bool:
+        """Whether no incident is open, so that nobody is just being put right."""
+        return all(case.closed for case in cases(self.seen))
+
     def running(self, agent: str) -> list[Entry]:
         """The start of each instance that has not ended, as far as is told, one a slot."""
         slots: dict[int, Entry] = {}
