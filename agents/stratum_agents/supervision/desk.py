@@ -103,9 +103,12 @@ class Desk:
         self, delivery: Delivery, agent: str, command: str, keeper: Keeper | None
     ) -> Result:
         try:
-            what = typed(delivery.event, Command).data or Command()
+            said = delivery.event.data
+            what = Command()
+            if said is not None and bytes(said) != b"null":
+                what = typed(delivery.event, Command).data
             age = self._opened - delivery.message.time
-            if age > REMEMBERED:
+            if age > REMEMBERED and command not in STATE_COMMANDS:
                 return False, f"it is {age.days} days old", None
             if command == control.PARK:
                 return await self._park(agent, what)

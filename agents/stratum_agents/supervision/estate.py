@@ -10,7 +10,7 @@ import anyio
 import msgspec
 
 from stratum_agents.inputs import Request
-from stratum_agents.journal import PARKED, PREFIX, RESUMED, Entry, Failure, Fenced, Journal
+from stratum_agents.journal import PARKED, PREFIX, RESUMED, Entry, Exists, Failure, Fenced, Journal
 from stratum_agents.run import run_id
 from stratum_bus import dead, handover, subject, timer
 from stratum_bus.bus import Bus
@@ -166,5 +166,5 @@ async def _park_run(journal: Journal, reason: str) -> None:
     try:
         id = f"{journal.run}-parked-{journal.last_sequence}"
         await journal.append(PARKED, entry, id=id)
-    except Fenced:
+    except (Fenced, Exists):
         log.info("run %s is worked on by another instance: not parked", journal.run)

@@ -63,8 +63,12 @@ class Keeper:
                 self._tasks.start_soon(self._keep, place, command)
 
     async def close(self, command: str = "") -> int:
-        """End what runs and is not wanted, and wait until it is gone; returns how many."""
-        over = self._order_the_rest_to_end(command)
+        """End what runs and is not wanted, and wait until it is gone; returns how many.
+
+        What had been ordered to end before is waited for as well: its place is free then.
+        """
+        self._order_the_rest_to_end(command)
+        over = [place for place in self._places.values() if place.is_ending]
         for place in over:
             await place.ended.wait()
         return len(over)
@@ -118,12 +122,11 @@ class Keeper:
         """Whether an instance of this name runs here now."""
         return any(running.instance == instance for running in self.running)
 
-    def _order_the_rest_to_end(self, command: str) -> list[Place]:
+    def _order_the_rest_to_end(self, command: str) -> None:
         self._common.metrics.wanted.labels(self.name).set(self.state.count)
         over = [place for number, place in self._places.items() if number > self.state.count]
         for place in over:
             place.order(Order(command, again=False))
-        return over
 
     def _give_up(self, why: GiveUp) -> None:
         self.state = replace(self.state, quarantined=True, reason=why.reason)

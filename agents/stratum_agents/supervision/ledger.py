@@ -14,8 +14,9 @@ import msgspec
 
 from stratum_bus import control, subject
 from stratum_bus.bus import Bus
+from stratum_bus.consume import LOST_SERVER
 from stratum_bus.control import PREFIX, SUPERVISOR_SOURCE, Command, Ended, Outcome, Started
-from stratum_bus.errors import BusError
+from stratum_bus.errors import NoStream, StratumError
 from stratum_bus.event import Event, new
 from stratum_bus.publish import Append
 
@@ -65,10 +66,12 @@ class Ledger:
             append = self._waiting[0]
             try:
                 await self._bus.publish(append.subject, append.event)
-            except BusError as error:
+            except (*LOST_SERVER, NoStream) as error:
                 log.debug("%s waits to be written: %s", append.event.id, error)
                 await anyio.sleep(RETRY_SECONDS)
                 continue
+            except StratumError as error:  # and the next ones are not to wait for ever behind it
+                log.error("%s could not be written: %s", append.event.id, error)
             self._waiting.popleft()
             self._on_written()
             self._changed.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -17,8 +18,13 @@ from stratum_bus.control import Outcome, Started
 from stratum_bus.errors import ConnectionLost
 from stratum_bus.tasks import task_group
 
+log = logging.getLogger("stratum.supervisor")
+
 UNANSWERED_GRACE_SECONDS = 1.0
 """For a process that would not notice that it is asked to stop: it is blocked, or silent."""
+
+NO_PROCESS_SECONDS = 1.0
+"""Where the system has no process to give, it is asked again after this time."""
 
 _WAIT_SECONDS = 5.0
 
@@ -56,7 +62,7 @@ None: nothing, its place is given up."""
 class Place:
     """`number` counts from 1. `suspects` are handled alone by what is started here.
 
-    `opened` is set when the first process is started, `ended` when there will be no more.
+    `is_ending`: it was ordered to end. `opened` is set when the first process is started, `ended` when there will be no more.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Place:
         self.program = program
         self.number = number
         self.running: Running | None = None
+        self.is_ending = False
         self.opened, self.ended = anyio.Event(), anyio.Event()
         self._common = common
         self._decide = decide
@@ -86,6 +93,7 @@ class Place:
         """Give an order; what ends the place goes before what starts it again."""
         self._orders.append(order)
         self._ordered.set()
+        self.is_ending |= not order.again
         return order
 
     async def keep(self, command: str = "") -> None:
@@ -94,17 +102,15 @@ class Place:
         again = False
         try:
             while await self._until_server():
-                if not self._start(command, again):
-                    if not all(order.again for order in await self._delay(Next(1.0, ""))):
-                        self._unexecuted(command)
-                        return
-                    continue
-                _finish(orders, self.running)
-                orders = await self._until_over()
-                next = await self._after_end(orders)
+                next: Next | None = Next(NO_PROCESS_SECONDS, command)
+                if self._start(command, again):
+                    _finish(orders, self.running)
+                    orders = await self._until_over()
+                    next = await self._after_end(orders)
+                    again = True
                 if next is None:
                     return
-                command, again = next.command, True
+                command = next.command
                 orders += await self._delay(next)
                 if not all(order.again for order in orders):
                     self._unexecuted(command)
@@ -120,8 +126,12 @@ class Place:
         assert running is not None
         with anyio.CancelScope(shield=True):
             await running.end(self._grace_seconds(running) if orders else 0.0)
-            code = running.child.exit_code
-            next = await self._decide(running, 0 if code is None else code, orders)
+            code = running.child.exit_code or 0
+            try:
+                next = await self._decide(running, code, orders)
+            except Exception:  # a mistake of ours must not be the end of what we supervise
+                log.exception("%s: what follows its end could not be decided", self.label)
+                next = Next(NO_PROCESS_SECONDS, "")
         self._gone()
         if next is not None and not orders:
             seconds = time.monotonic() - ended_at + next.delay_seconds
@@ -140,7 +150,7 @@ class Place:
         try:
             running = processes.start(self.program, self.number, self._suspects(), common.spares)
         except OSError as error:
-            common.say(f"{self.label}: cannot be started ({error}), again in a second")
+            common.say(f"{self.label}: cannot be started ({error}), again soon")
             return False
         self.running = running
         self.opened.set()

@@ -53,18 +53,17 @@ async def probes(
 
     Raises StratumError where the port cannot be had.
     """
-    pulse = [time.monotonic()]
     try:
         server = _Server((host, port), _Handler)
     except OSError as error:
         text = f"{host}:{port} cannot be served ({error.strerror}): set supervisor.http_port to another"
         raise StratumError(text) from error
-    server.pulse, server.status, server.metrics = pulse, status, metrics
+    server.pulse, server.status, server.metrics = time.monotonic(), status(), metrics
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="probes", daemon=True)
     thread.start()
     try:
         async with task_group() as tasks:
-            tasks.start_soon(_beat, pulse)
+            tasks.start_soon(_beat, server, status)
             yield server.server_address[1]
             tasks.cancel_scope.cancel()
     finally:
@@ -73,17 +72,18 @@ async def probes(
         server.server_close()
 
 
-async def _beat(pulse: list[float]) -> None:
+async def _beat(server: _Server, status: Callable[[], Status]) -> None:
+    """What the thread answers is made here, in the loop that it is about."""
     while True:
-        pulse[0] = time.monotonic()
+        server.pulse, server.status = time.monotonic(), status()
         await anyio.sleep(TICK_SECONDS)
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
-    pulse: list[float]
-    status: Callable[[], Status]
+    pulse: float
+    status: Status
     metrics: Metrics
 
 
@@ -94,12 +94,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:
             case "/healthz":
-                silent = time.monotonic() - self.server.pulse[0]
+                silent = time.monotonic() - self.server.pulse
                 alive = silent < LIVE_SECONDS
                 said = b"ok\n" if alive else f"the loop has not run for {silent:.0f} s\n".encode()
                 self._answer(alive, _TEXT, said)
             case "/readyz":
-                status = self.server.status()
+                status = self.server.status
                 self._answer(status.ready, _JSON, msgspec.json.encode(status) + b"\n")
             case "/metrics":
                 self._answer(True, _TEXT, self.server.metrics.page())

@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Collection
+from contextlib import suppress
 
 import anyio
 import anyio.to_thread
@@ -131,12 +132,14 @@ class Spares:
 
     def _replace(self) -> None:
         assert self._program is not None
+        # One that ended knows why; the next tick tries again.
         dead = [spare for spare in self._pool if spare[0].exit_code is not None]
         for spare in dead:
             self._pool.remove(spare)
             _discard(*spare)
         if len(self._pool) < self._count:
-            self._pool.append(_spawn(self._program))
+            with suppress(OSError):
+                self._pool.append(_spawn(self._program))
 
 
 def _spawn(program: Program) -> tuple[Child, SharedHand]:

@@ -191,3 +191,46 @@ async def test_a_restart_that_was_asked_for_before_the_start_is_not_done_again(
         outcome = await house.outcome(given.id)
         assert (outcome.done, outcome.detail) == (True, "all were started after it was asked for")
         assert len(await house.events("control.worker.started")) == 1
+
+
+async def test_a_start_right_after_giving_up_waits_for_what_is_still_ending(supervise: Any) -> None:
+    slow = """["sh", "-c", "trap 'sleep 1; exit 0' TERM; while :; do sleep 0.05; done"]"""
+    toml = f"[supervisor]\nrestarts = 1\n[agents.worker]\ncommand = {slow}\ninstances = 2\n"
+    async with supervise(toml) as house:
+        first, second = house.running()
+        os.kill(first.pid, signal.SIGKILL)
+        await eventually(lambda: len(house.pids()) == 2 and first.pid not in house.pids())
+        os.kill(house.pids()[0], signal.SIGKILL)
+        await eventually(lambda: house.supervisor.keepers["worker"].state.quarantined)
+        assert second.child.exit_code is None  # it takes its time
+        assert (await house.order("start")).done
+        await eventually(lambda: len(house.pids()) == 2)
+        assert second.pid not in house.pids()
+
+
+async def test_a_restart_does_not_wait_for_the_delay_of_another(supervise: Any) -> None:
+    toml = "[supervisor]\nfirst_delay_seconds = 1000.0\nmax_delay_seconds = 1000.0\n" + SLEEPER
+    async with supervise(toml) as house:
+        (first,) = house.pids()
+        os.kill(first, signal.SIGKILL)
+        second = await house.until_replaced(first)
+        os.kill(second.pid, signal.SIGKILL)
+        await eventually(lambda: any("again in" in line for line in house.lines))
+        assert house.pids() == []
+        outcome = await house.order("restart")
+        assert outcome.done and [outcome.pid] == house.pids()
+        os.kill(outcome.pid, signal.SIGKILL)  # a person's restart begins to count anew
+        third = await house.until_replaced(outcome.pid)
+        os.kill(third.pid, signal.SIGKILL)
+        await eventually(lambda: not house.pids())
+        assert (await house.order("stop")).done
+        (last,) = (await house.events("control.worker.restart"))[-1:]
+        outcome = await house.outcome(last["id"])
+        assert (outcome.done, outcome.detail) == (False, "it was ended meanwhile")
+
+
+async def test_an_empty_command_from_a_shell_is_one(supervise: Any) -> None:
+    async with supervise(SLEEPER) as house:
+        (pid,) = house.pids()
+        await house.bus.connection.request("control.worker.restart", b"null")
+        await house.until_replaced(pid)
