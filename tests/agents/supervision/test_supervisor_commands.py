@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from stratum_bus import control, dead
@@ -193,11 +194,15 @@ async def test_a_restart_that_was_asked_for_before_the_start_is_not_done_again(
         assert len(await house.events("control.worker.started")) == 1
 
 
-async def test_a_start_right_after_giving_up_waits_for_what_is_still_ending(supervise: Any) -> None:
-    slow = """["sh", "-c", "trap 'sleep 1; exit 0' TERM; while :; do sleep 0.05; done"]"""
+async def test_a_start_right_after_giving_up_waits_for_what_is_still_ending(
+    supervise: Any, tmp_path: Path
+) -> None:
+    script = "trap 'sleep 1; exit 0' TERM; touch $STRATUM_INSTANCE; while :; do sleep 0.05; done"
+    slow = f'["sh", "-c", "{script}"]'
     toml = f"[supervisor]\nrestarts = 1\n[agents.worker]\ncommand = {slow}\ninstances = 2\n"
     async with supervise(toml) as house:
         first, second = house.running()
+        await eventually((tmp_path / second.instance).exists)
         os.kill(first.pid, signal.SIGKILL)
         await eventually(lambda: len(house.pids()) == 2 and first.pid not in house.pids())
         os.kill(house.pids()[0], signal.SIGKILL)
