@@ -153,7 +153,7 @@ class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     tick_seconds: Annotated[float, Meta(ge=0.05, le=10)] = 0.25
-    settle_seconds: Seconds = 3.0
+    settle_seconds: Seconds = 2.0
     escalate_seconds: Seconds = 300.0
     dead: Dead = Dead()
     stuck: Stuck = Stuck()

@@ -23,6 +23,7 @@ from tests.chaos.log import Entry, cases, read_all
 from tests.chaos.watch import TooLate
 
 SHOWN = 5
+LETTERED = "stratum.dead.lettered"
 PARKED_BY = ("poison", "block", "spin")
 """Faults whose message becomes a dead letter."""
 
@@ -65,23 +66,38 @@ async def _restless(bus: Bus, agents: Iterable[str]) -> list[str]:
 async def check(bus: Bus, facts: Facts) -> tuple[dict[str, Any], list[str]]:
     """Figures of the log, and what is wrong in it, in sentences."""
     log = await read_all(bus)
-    problems = [
+    _works_again(log, facts)
+    starts = [each for each in log if each.type == "stratum.control.started"]
+    summary = {
+        "events": len(log),
+        "incidents": dict(Counter(case.kind for case in cases(log))),
+        "restarts": sum(1 for each in starts if each.data.get("command")),
+        "dead_letters": sum(1 for each in log if each.type == LETTERED),
+    }
+    return summary, prove(log, facts)
+
+
+def prove(log: Sequence[Entry], facts: Facts) -> list[str]:
+    """What is wrong, in sentences; nothing where all is as it should be."""
+    return [
         *_orders(log, facts),
         *_outside(log, facts),
         *_letters(log, facts),
         *incidents.check(log, facts.faults),
         *restarts.check(log),
     ]
-    found = cases(log)
-    summary = {
-        "events": len(log),
-        "incidents": dict(Counter(case.kind for case in found)),
-        "restarts": sum(
-            1 for e in log if e.type == "stratum.control.started" and e.data.get("command")
-        ),
-        "dead_letters": sum(1 for e in log if e.type == "stratum.dead.lettered"),
-    }
-    return summary, problems
+
+
+def _works_again(log: Sequence[Entry], facts: Facts) -> None:
+    """Add to each fault of an agent how long it took to its next entry in a journal; where a message
+    had to be set aside, from then on."""
+    for fault in facts.faults:
+        if fault.agent not in facts.agents:
+            continue
+        since, prefix = fault.at + fault.figures.get("parked", 0.0), f"run.{fault.agent}."
+        after = next((e for e in log if e.time > since and e.subject.startswith(prefix)), None)
+        if after is not None:
+            fault.figures["works again"] = after.time - since
 
 
 def _orders(log: Sequence[Entry], facts: Facts) -> list[str]:
@@ -140,9 +156,7 @@ def _outside(log: Sequence[Entry], facts: Facts) -> list[str]:
 def _letters(log: Sequence[Entry], facts: Facts) -> list[str]:
     """What is a dead letter, and what has to be: only the messages that hurt."""
     problems: list[str] = []
-    letters = Counter(
-        each.data["origin"]["sequence"] for each in log if each.type == "stratum.dead.lettered"
-    )
+    letters = Counter(each.data["origin"]["sequence"] for each in log if each.type == LETTERED)
     hurting = {fault.sequence for fault in facts.faults if fault.kind in PARKED_BY}
     _none(problems, "messages that hurt are not parked", hurting - letters.keys())
     _none(problems, "other messages are dead letters", letters.keys() - hurting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -109,9 +110,10 @@ class Chaos:
             await anyio.sleep(self._chance.uniform(*PAUSE_SECONDS))
 
     def _kinds(self) -> Iterator[str]:
-        """All kinds in random order, and again."""
+        """All kinds in random order, and again, as many rounds as were asked for."""
         kinds = [kind for kind in self._asked.faults if kind not in self.left_out]
-        while True:
+        rounds = itertools.count() if self._asked.rounds is None else range(self._asked.rounds)
+        for _ in rounds:
             self._chance.shuffle(kinds)
             yield from kinds
 
@@ -162,6 +164,7 @@ def _percentile(samples: list[float], percent: float) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos.py", description=__doc__)
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of faults")
+    parser.add_argument("--rounds", type=int, help="end when each fault was done so often")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=10.0, help="orders a second")
     parser.add_argument("--warm", type=float, default=4.0, help="seconds before the first fault")

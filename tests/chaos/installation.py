@@ -30,9 +30,6 @@ restarts = 1000
 healthy_seconds = 4
 max_delay_seconds = 1
 
-[health]
-settle_seconds = 3
-
 [health.dead]
 seconds = {silence}
 restart_seconds = 3

@@ -1,0 +1,10 @@
+"""The harness is a program of its own; its modules are found from the folder above `tests`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = str(Path(__file__).parents[2])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
