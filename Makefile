@@ -23,7 +23,7 @@ soak: $(READY) ## kill processes at random moments for longer: MESSAGES=200000 K
 	$(BIN)/python tests/flow/crash.py --messages $(or $(MESSAGES),200000) --kills $(or $(KILLS),200) --seed $(or $(SEED),1)
 
 chaos: $(READY) ## every fault in random order under load, with a proof from the log: DURATION=1800 SEED=1
-	$(BIN)/python tests/chaos/chaos.py --duration $(or $(DURATION),600) --seed $(or $(SEED),1)
+	$(BIN)/python tests/chaos/chaos.py --duration $(or $(DURATION),1800) --seed $(or $(SEED),1)
 
 lint: $(READY) ## ruff and mypy --strict
 	$(BIN)/ruff check
