@@ -82,6 +82,18 @@ def test_an_agent_that_cannot_be_made_is_named(stratum: Any, project: Path) -> N
     assert found["agents.b"]["state"] == "wrong"
 
 
+def test_the_program_of_an_agent_in_another_language_is_looked_for(
+    stratum: Any, project: Path
+) -> None:
+    (project / "stratum.toml").write_text(
+        '[agents.there]\ncommand = ["sh", "x.sh"]\n[agents.gone]\ncommand = ["./nothing.sh"]\n'
+    )
+    found = findings(stratum("doctor", "--json"))
+    assert found["agents.there"]["state"] == "ok"
+    assert found["agents.gone"]["state"] == "wrong"
+    assert "nothing.sh" in found["agents.gone"]["found"]
+
+
 def test_a_state_file_of_a_killed_server_is_recognised(stratum: Any, project: Path) -> None:
     folder = DataDir(project / ".stratum")
     folder.path.mkdir()

@@ -41,6 +41,9 @@ def agents(config: Config) -> Iterator[Finding]:
 
     for name in sorted(config.agents):
         check = f"agents.{name}"
+        if command := config.agents[name].command:
+            yield _program(check, command[0], config.folder)
+            continue
         try:
             build(config, name)
         except StratumError as error:
@@ -50,6 +53,14 @@ def agents(config: Config) -> Iterator[Finding]:
             yield wrong(check, found, "correct its settings or its code")
         else:
             yield ok(check, f"{config.agents[name].create} makes it")
+
+
+def _program(check: str, program: str, folder: str) -> Finding:
+    """Whether the program of an agent in another language is there."""
+    place = os.path.join(folder, program) if os.sep in program else program
+    if found := shutil.which(place):
+        return ok(check, f"{found} is run for it")
+    return wrong(check, f"there is no program {place}", "install it, or correct its command")
 
 
 def _python() -> Finding:
