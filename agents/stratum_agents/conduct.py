@@ -69,6 +69,8 @@ async def conduct(core: Core, handler: Handler, *, last_attempt: bool) -> Outcom
         except Ended:
             return Done()
         except (JournalMismatch, Damaged) as error:
+            if core.live and core.journal.cancel is not None:
+                return await _give_up(core, error)
             return await park(core, error)
         finally:
             # What the handler left running (a task of its own) does nothing more.
@@ -91,10 +93,11 @@ async def _conduct(core: Core, handler: Handler, last_attempt: bool) -> Outcome:
         await _complete(core, None if isinstance(result, Done) else result)
     except RunCancelled:
         return await _unwind(core, CANCELLED, None)
-    except (JournalMismatch, Damaged, *LOST_SERVER):
+    except (JournalMismatch, Damaged):
         raise
     except Exception as error:
-        if not (last_attempt or isinstance(error, FINAL)) or not core.live:
+        lost = isinstance(error, LOST_SERVER) and core.stopped is not None
+        if lost or not core.live or not (last_attempt or isinstance(error, FINAL)):
             raise
         return await _unwind(core, FAILED, error)
     return Done()
@@ -143,6 +146,13 @@ async def parked(journal: Journal, error: Exception, core: Core | None = None) -
     entry = Entry(reason=type(error).__name__, error=failure_of(error), suspends=True)
     id = f"{journal.run}-parked-{journal.last_sequence}"
     await (core or journal).append(PARKED, entry, id=id)
+
+
+async def _give_up(core: Core, error: Exception) -> Outcome:
+    """End a cancelled run that the code cannot take up: as it is, nothing undone."""
+    text = f"the run was cancelled, and nothing undone: {error}"
+    await _end(core, CANCELLED, Failure("Cancelled", text))
+    return Done()
 
 
 async def _let_go(core: Core) -> bool:

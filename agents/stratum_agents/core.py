@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
@@ -93,6 +94,7 @@ class Core:
         self.unwinding = False
         self.stopped: BaseException | None = None
         self._gathering: set[str] = set()
+        self._stepping: Counter[str] = Counter()
         self._waiting: set[str] = set()
         self._ways_on: list[Callable[[], bool]] = []
         self.asked: set[str] = set()
@@ -115,6 +117,12 @@ class Core:
             text = (
                 "a call on a run while its gather is at work has no place of its own: give gather "
                 "functions of a run, as in run.gather(lambda run: work(run, item))"
+            )
+            self.stop(RunFailed(text))
+        if self._stepping[branch]:
+            text = (
+                "a call on a run within a step has no place of its own, for a step is done once: "
+                "return from the step what the call needs, and make it behind"
             )
             self.stop(RunFailed(text))
         if branch in self._waiting:
@@ -262,6 +270,15 @@ class Core:
         if (branch := _place(n)[0]) not in self._gathering:
             self._waiting.add(branch)
         raise Suspended
+
+    async def within_step(self, n: str, doing: Awaitable[T]) -> T:
+        """Await what a step does, in which no calls are made on its branch."""
+        branch = _place(n)[0]
+        self._stepping[branch] += 1
+        try:
+            return await doing
+        finally:
+            self._stepping[branch] -= 1
 
     async def gather(self, branch: str, calls: Awaitable[T]) -> T:
         """Await what was gathered in a branch, which makes no calls of its own meanwhile."""

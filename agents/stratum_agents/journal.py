@@ -26,7 +26,6 @@ from stratum_bus.errors import (
     BlobError,
     InvalidEvent,
     NotFound,
-    Refused,
     StratumError,
     WrongSequence,
 )
@@ -53,8 +52,6 @@ INHERITED = {STEP_COMPLETED, STEP_FAILED, WAITING, WAIT_COMPLETED, SIGNALLED, FI
 
 ENDS = {COMPLETED, FAILED, CANCELLED, CONTINUED}
 """After one of these nothing is added."""
-
-DUPLICATE_IN_BATCH = 10201
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -292,13 +289,8 @@ class Journal:
             own = Append(self.subject, event, expected_sequence=self.last_sequence)
             try:
                 acks = await self._bus.commit([*effects, own])
-            except (WrongSequence, Refused) as error:
-                if isinstance(error, Refused) and error.code != DUPLICATE_IN_BATCH:
-                    raise
-                came = await self._catch_up()
-                if event.id in came:
-                    return  # it had been stored, and its answer lost
-                if not came:
+            except WrongSequence as error:
+                if not await self._catch_up():
                     raise Conflict(self.run, effects) from error
                 if stop_at_input:
                     raise InputCame from None
@@ -313,14 +305,14 @@ class Journal:
             await self._bus.publish(self.subject, self._event(kind, entry, id))
             await self.load()
 
-    async def _catch_up(self) -> set[str]:
-        """Take in what came since and return its ids; Fenced or Exists where it is another's."""
+    async def _catch_up(self) -> bool:
+        """Take in what came since, if anything did; Fenced or Exists unless it was inputs only."""
         known, was_new = len(self.entries), not self.started
         await self.load()
         came = self.entries[known:]
-        if any(r.kind not in INPUTS and not r.id.endswith(self._owner) for r in came):
+        if any(recorded.kind not in INPUTS for recorded in came):
             raise Exists if was_new else Fenced
-        return {recorded.id for recorded in came}
+        return bool(came)
 
     def _event(self, kind: str, entry: Entry, id: str) -> Event[Any]:
         event = new(

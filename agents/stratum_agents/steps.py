@@ -89,7 +89,7 @@ async def _attempt(
     entry = replace(first, attempt=attempt)
     started = perf_counter()
     try:
-        value = await call()
+        value = await core.within_step(first.n, call())
         result, packed = await core.pack(value)
         read = _as_read(name, msgspec.json.encode(value) if packed else result, kind)
     except Exception as error:  # noqa: BLE001 - whatever it raises, the step has failed

@@ -38,6 +38,7 @@ from stratum_agents.waits import REPLY_FAILED, answers_to
 from stratum_bus import subject, timer
 from stratum_bus.bus import Bus
 from stratum_bus.consume import Delivery, Done, Leave, Outcome, Reject, Retry, consume
+from stratum_bus.errors import InvalidName
 from stratum_bus.event import RawEvent, agent_source, new, uuid7
 from stratum_bus.hand import Hand
 from stratum_bus.tasks import task_group
@@ -218,7 +219,10 @@ class Worker:
 
     async def _say(self, delivery: Delivery, given: inputs.Input) -> Outcome:
         """Give an input to a run, and resume the run where it waits."""
-        journal = Journal(self._bus, self._agent.name, given.run, self._clock)
+        try:
+            journal = Journal(self._bus, self._agent.name, given.run, self._clock)
+        except InvalidName as error:
+            return Reject(str(error))
         damage: Damaged | None = None
         try:
             await journal.load()

@@ -352,3 +352,25 @@ async def test_a_failed_step_with_no_attempt_left_undoes_what_was_done(bus: Bus)
         assert journal.end.entry.error.type == StepFailed.__name__
         [letter] = await kit.events("dead.builder.>")
         assert letter.data["run"] == run
+
+
+async def test_a_run_that_the_code_cannot_take_up_is_cancelled_with_nothing_undone(
+    bus: Bus,
+) -> None:
+    builder, changed = Builder(), Agent("builder")
+
+    @changed.on("house.wanted")
+    async def wanted(run: Run, event: Event[Any]) -> None:
+        run.compensate(builder.undo, "all")
+        await run.step("another", builder.build, "another")
+
+    async with runs(bus, builder.agent) as kit:
+        run = await kit.start("house.wanted")
+        kit.deploy(changed)
+        await kit.advance(days=1)
+        assert (await kit.journal(run)).state == "parked"
+        await kit.cancel(run)
+        journal = await kit.journal(run)
+        assert (journal.state, builder.undone) == (CANCELLED, [])
+        assert journal.end is not None
+        assert "nothing undone: run" in str(journal.end.entry.error)

@@ -10,7 +10,7 @@ import pytest
 
 from stratum_agents.agent import Agent
 from stratum_agents.failure import StepFailed, WaitTimeout
-from stratum_agents.journal import SIGNALLED, STEP_COMPLETED, WAIT_COMPLETED, Journal
+from stratum_agents.journal import STEP_COMPLETED, WAIT_COMPLETED, Journal
 from stratum_agents.retry import Retry, Terminal
 from stratum_agents.run import Run, run_id
 from stratum_agents.testing import runs
@@ -255,27 +255,27 @@ async def test_a_task_group_of_the_handlers_own_does_not_hide_that_the_run_waits
         assert await kit.result(run) == "slept"
 
 
-async def test_what_a_handler_left_running_does_nothing_more_for_its_run(bus: Bus) -> None:
+@pytest.mark.parametrize("ends", [False, True], ids=["waits", "ends"])
+async def test_what_a_handler_left_running_does_nothing_more_for_its_run(
+    bus: Bus, ends: bool
+) -> None:
     agent = Agent("counter")
-    go_on, tasks = anyio.Event(), anyio.create_task_group()
+    go_on, ended = anyio.Event(), []
+    tasks = anyio.create_task_group()
 
     async def late(run: Run) -> None:
         await go_on.wait()
-        await run.step("late", _double, 1)
+        try:
+            await run.step("late", _double, 1)
+        except BaseException as error:  # noqa: BLE001 - to see what it is
+            ended.append(type(error).__name__)
 
     @agent.on("count")
     async def count(run: Run, event: Event[Any]) -> str:
-        tasks.start_soon(_until_stopped, late, run)
-        await run.sleep(days=1)
-        return "slept"
-
-    ended: list[str] = []
-
-    async def _until_stopped(function: Any, run: Run) -> None:
-        try:
-            await function(run)
-        except BaseException as error:  # noqa: BLE001 - to see what it is
-            ended.append(type(error).__name__)
+        tasks.start_soon(late, run)
+        if not ends:
+            await run.sleep(days=1)
+        return "counted"
 
     async with tasks, runs(bus, agent) as kit:
         run = await kit.start("count")
@@ -284,4 +284,3 @@ async def test_what_a_handler_left_running_does_nothing_more_for_its_run(bus: Bu
         await eventually(lambda: ended)
         assert kinds(await kit.journal(run)) == before
         assert ended == ["Suspended"]
-    assert SIGNALLED not in before

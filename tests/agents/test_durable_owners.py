@@ -241,3 +241,23 @@ async def test_a_run_given_back_while_it_waits_is_not_left_alone(bus: Bus) -> No
         assert kit.crashed == 1
         await kit.advance(days=1)
         assert await kit.result(run) == "dry"
+
+
+async def test_another_message_with_the_event_of_a_waiting_run_changes_nothing(
+    forgetful_bus: ForgetfulBus,
+) -> None:
+    agent = Agent("painter")
+
+    @agent.on("picture.wanted")
+    async def wanted(run: Run, event: Event[Any]) -> str:
+        await run.sleep(days=1)
+        return "dry"
+
+    async with forgetful_bus() as bus, runs(bus, agent) as kit:
+        run = await kit.start("picture.wanted", id="the-one")
+        before = kinds(await kit.journal(run))
+        payload = encode(new("picture.wanted", None, source="/test", id="the-one"))
+        headers = {"Content-Type": "application/cloudevents+json", "Nats-Msg-Id": "copy"}
+        await bus.connection.request(WANTED, payload, headers)
+        await kit.settle()
+        assert kinds(await kit.journal(run)) == before

@@ -23,10 +23,11 @@ from stratum_agents.run import Run, run_id
 from stratum_agents.testing import runs
 from stratum_agents.worker import Worker, work
 from stratum_bus.bus import Bus, connect
+from stratum_bus.consume import Reject
 from stratum_bus.errors import ConnectionLost, EncodeError
 from stratum_bus.event import Event, new
 from stratum_bus.testing import eventually
-from tests.agents.conftest import ids, kinds, stored
+from tests.agents.conftest import addressed, ids, kinds, stored
 
 
 def _agent(code: Any) -> Agent:
@@ -378,3 +379,43 @@ async def test_short_waits_of_a_retry_pass_at_once_by_the_standing_clock(bus: Bu
         run = await kit.start("work")
         assert await kit.result(run) == "done"
         assert timedelta(seconds=1) < kit.clock.now() - began < timedelta(seconds=5)
+
+
+async def test_a_call_on_the_run_within_a_step_is_refused_with_what_to_do_instead(
+    bus: Bus,
+) -> None:
+    """A replay does not do the step, so that all places behind it would be others."""
+
+    async def code(run: Run) -> str:
+        async def tell() -> str:
+            return await run.send("editor", "note", 1)
+
+        try:
+            await run.step("tell", tell)
+        except Exception:  # noqa: BLE001 - what a careless handler does
+            await run.step("tell again", tell)
+        return "told"
+
+    async with runs(bus, _agent(code)) as kit:
+        run = await kit.start("work")
+        name, message = await _error(kit, run)
+        assert name == "RunFailed"
+        assert "a step is done once: return from the step" in message
+        assert await ids(bus, "inbox.editor.>") == []
+
+
+async def test_another_server_that_is_lost_is_a_failure_like_any_other(bus: Bus) -> None:
+    async def code(run: Run) -> None:
+        raise ConnectionLost("no connection to the other one")
+
+    async with runs(bus, _agent(code)) as kit:
+        run = await kit.start("work")
+        assert await _error(kit, run) == ("ConnectionLost", "no connection to the other one")
+
+
+async def test_an_event_for_a_run_that_cannot_be_is_rejected_at_once(bus: Bus) -> None:
+    event = addressed(new("word", None, source="/test"), "no.run")
+    given = await stored(bus, "inbox.worker.test.word", event)
+    outcome = await Worker(bus, _agent(None)).handle(given)
+    assert isinstance(outcome, Reject)
+    assert "no.run" in outcome.reason
