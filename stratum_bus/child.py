@@ -66,6 +66,7 @@ class Child:
         folder: str | None = None,
     ) -> None:
         self._guard: subprocess.Popen[bytes] | None = None
+        self._ending = threading.Lock()
         in_main_thread = threading.current_thread() is threading.main_thread()
         by_kernel = sys.platform == "linux" and in_main_thread
         if by_kernel:
@@ -137,16 +138,17 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL to it and to what it started, if they still live; blocks until it is gone."""
-        self._kill_group()
-        self._process.kill()
-        self._process.wait()
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.communicate()
-            self._guard = None
+        with self._ending:
+            self._kill_group()
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self._process.stdin.close()
+            if self._guard is not None:
+                self._guard.kill()
+                self._guard.communicate()
+                self._guard = None
 
     def _has_ended(self) -> bool:
         """Without reaping it where the system can tell so."""

@@ -144,6 +144,19 @@ def test_up_runs_everything_until_it_is_told_to_stop(own: Project) -> None:
 
 
 @linux
+def test_a_second_ctrl_c_does_not_wait_for_who_does_not_stop(own: Project) -> None:
+    process = own.up()
+    os.kill(own.children()["greeter"], signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    until(lambda: "other: stopped" in own.log())
+    process.send_signal(signal.SIGINT)
+    process.wait(SECONDS)
+    until(lambda: own.alive() == [])
+    assert "greeter: stopped" not in own.log()  # its grace was not over
+    assert "Traceback" not in own.log()
+
+
+@linux
 def test_up_detached_returns_when_all_is_ready_and_down_ends_it(own: Project) -> None:
     up = [sys.executable, "-m", "stratum_cli", "up", "--detach"]
     done = subprocess.run(up, cwd=own.folder, capture_output=True, check=True, timeout=SECONDS)

@@ -124,14 +124,12 @@ class Place:
     async def _after_end(self, orders: Sequence[Order]) -> Next | None:
         running, ended_at = self.running, time.monotonic()
         assert running is not None
-        with anyio.CancelScope(shield=True):
-            await running.end(self._grace_seconds(running) if orders else 0.0)
-            code = running.child.exit_code or 0
-            try:
-                next = await self._decide(running, code, orders)
-            except Exception:  # a mistake of ours must not be the end of what we supervise
-                log.exception("%s: what follows its end could not be decided", self.label)
-                next = Next(NO_PROCESS_SECONDS, "")
+        await running.end(self._grace_seconds(running) if orders else 0.0)
+        try:
+            next = await self._decide(running, running.child.exit_code or 0, orders)
+        except Exception:  # a mistake of ours must not be the end of what we supervise
+            log.exception("%s: what follows its end could not be decided", self.label)
+            next = Next(NO_PROCESS_SECONDS, "")
         self._gone()
         if next is not None and not orders:
             seconds = time.monotonic() - ended_at + next.delay_seconds

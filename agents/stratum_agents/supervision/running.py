@@ -65,10 +65,19 @@ class Running:
         return self._hand.left() if self._hand is not None else []
 
     async def end(self, grace_seconds: float) -> None:
-        """Stop it if it still runs, kill it after the grace, and whatever it started."""
+        """Stop it if it still runs, kill it after the grace, and whatever it started.
+
+        Cancelled, it is killed at once.
+        """
         # Stopping many at once must not use up the threads that others need.
         limiter = anyio.CapacityLimiter(1)
-        await anyio.to_thread.run_sync(self.child.stop, grace_seconds, limiter=limiter)
+        try:
+            await anyio.to_thread.run_sync(
+                self.child.stop, grace_seconds, limiter=limiter, abandon_on_cancel=True
+            )
+        except BaseException:
+            self.child.kill()
+            raise
 
     def forget(self) -> None:
         if self._hand is not None:
