@@ -44,20 +44,17 @@ def fold_beat(known: Known, config: HealthConfig, beat: Beat, at: Moment) -> Non
         return  # it was on its way when its process ended
     life = known.lives.get(key)
     if life is None:
-        life = Life(
-            agent=beat.name, instance=beat.instance, kind=beat.kind, first=at, progress=at,
-            head_at_progress=known.head,
-        )  # fmt: skip
+        life = Life(agent=beat.name, instance=beat.instance, kind=beat.kind, first=at, progress=at)
         known.lives[key] = life
     _state(known, beat.name).beats = True
     before, life.beat, life.last = life.beat, beat, at
     life.kind = beat.kind
     if before is None or before.progress != beat.progress:
-        life.progress, life.head_at_progress = at, known.head
+        life.progress = at
     _fold_blocked(life, beat, at)
     _fold_marks(life, beat, at)
     if beat.kind == PROJECTOR:
-        _fold_behind(known, config, life, at)
+        _fold_behind(known, config, life, beat, at)
     _fold_memory(config.of(beat.name).memory, life, beat, at)
 
 
@@ -126,16 +123,14 @@ def _fold_marks(life: Life, beat: Beat, at: Moment) -> None:
     life.marks = marks
 
 
-def _fold_behind(known: Known, config: HealthConfig, life: Life, at: Moment) -> None:
-    assert life.beat is not None
-    left = life.beat.pending
-    behind = left > 0 if left is not None else known.head > life.head_at_progress
-    if not behind or life.progress == at:
+def _fold_behind(known: Known, config: HealthConfig, life: Life, beat: Beat, at: Moment) -> None:
+    """A projector's progress is the sequence that it reflects; the log's end is seen by others."""
+    left = known.head - beat.progress
+    if left <= 0 or life.progress == at:
         life.behind = None
-    if behind:
+    if left > 0:
         life.behind = life.behind or at
-    far = left is not None and left >= config.behind.events
-    life.far_behind = (life.far_behind or at) if far else None
+    life.far_behind = (life.far_behind or at) if left >= config.behind.events else None
 
 
 def _fold_started(
@@ -151,9 +146,8 @@ def _fold_started(
     life = known.lives.get(key)
     if life is None:
         life = known.lives[key] = Life(
-            agent=agent, instance=started.instance, kind=AGENT, first=at, progress=at,
-            head_at_progress=known.head,
-        )  # fmt: skip
+            agent=agent, instance=started.instance, kind=AGENT, first=at, progress=at
+        )
     life.slot = started.slot
     for other in [
         each

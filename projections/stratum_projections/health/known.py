@@ -80,7 +80,6 @@ class Life(Struct, kw_only=True):
     blocked: Moment | None = None
     behind: Moment | None = None
     far_behind: Moment | None = None
-    head_at_progress: int = 0
     memory: Series = field(default_factory=Series)
     long_memory: Series = field(default_factory=Series)
 

@@ -16,12 +16,12 @@ from stratum_projections.health.known import Known
 from stratum_projections.health.observed import Fill, Observed, Position, Repetition
 
 STREAM = "LOG"
-POSITIONS_EVERY = 4
-FILLS_EVERY = 40
-"""Consumers are looked at with every fourth tick, streams with every fortieth."""
+POSITIONS_EVERY, RUNS_EVERY, FILLS_EVERY = 4, 8, 40
+"""Consumers are looked at with every fourth tick, journals with every eighth, streams with every
+fortieth."""
 
 RUNS_MAX = 8
-"""Runs whose journals are read at one tick, at most."""
+"""Runs whose journals are read at one look, at most; those whose turn was longest ago."""
 
 _PAGE = 256
 _STEPS = ("stratum.run.step.completed", "stratum.run.step.failed")
@@ -65,10 +65,13 @@ class Look:
         """
         info = await self._bus.connection.api(f"STREAM.INFO.{STREAM}")
         positions = fills = None
+        repetitions: list[Repetition] = []
         if self._count % POSITIONS_EVERY == 0:
             positions = await self._positions()
         if self._count % FILLS_EVERY == 0:
             fills = await self._fills()
+        if self._count % RUNS_EVERY == 0:
+            repetitions = await self._repetitions(suspects(known, self._config))
         self._count += 1
         return Observed(
             log=log,
@@ -76,7 +79,7 @@ class Look:
             away_seconds=away_seconds,
             positions=positions,
             fills=fills,
-            repetitions=await self._repetitions(suspects(known, self._config)),
+            repetitions=repetitions,
         )
 
     async def _positions(self) -> list[Position]:
@@ -122,8 +125,10 @@ class Look:
     async def _repetitions(self, runs: Sequence[tuple[str, str]]) -> list[Repetition]:
         """What the journals of runs say that are in hand for long, and move."""
         self._journals = {run: self._journals.get(run) or _Journal(*run) for run in runs}
+        turn = sorted(self._journals.values(), key=lambda journal: journal.looked)[:RUNS_MAX]
         found = []
-        for journal in self._journals.values():
+        for journal in turn:
+            journal.looked = self._count + 1
             await journal.read(self._bus)
             among = self._config.of(journal.agent).looping.among
             if (repetition := journal.repetition(among)) is not None:
@@ -137,6 +142,7 @@ class _Journal:
     def __init__(self, agent: str, run: str) -> None:
         self.agent = agent
         self.run = run
+        self.looked = 0
         self._next = 1
         self._steps: list[tuple[str, int]] = []
 
@@ -161,7 +167,7 @@ def suspects(known: Known, config: HealthConfig) -> list[tuple[str, str]]:
         for mark in life.marks.values():
             if mark.run and mark.at != mark.begun and known.seconds_since(mark.begun) >= seconds:
                 found.append((mark.begun.ns, life.agent, mark.run))
-    return [(agent, run) for _, agent, run in sorted(found)[:RUNS_MAX]]
+    return [(agent, run) for _, agent, run in sorted(found)]
 
 
 def steps(

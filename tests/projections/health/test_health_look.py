@@ -18,8 +18,15 @@ from stratum_bus.server import Server
 from stratum_bus.testing import eventually
 from stratum_bus.thresholds import HealthConfig, Looping
 from stratum_projections.health.known import Known, Life, Mark, Moment
-from stratum_projections.health.look import FILLS_EVERY, POSITIONS_EVERY, Look, suspects
-from stratum_projections.health.observed import Observed
+from stratum_projections.health.look import (
+    FILLS_EVERY,
+    POSITIONS_EVERY,
+    RUNS_EVERY,
+    RUNS_MAX,
+    Look,
+    suspects,
+)
+from stratum_projections.health.observed import Observed, Repetition
 
 CONFIG = HealthConfig(looping=Looping(repeats=3, among=6, seconds=5))
 
@@ -83,11 +90,20 @@ async def test_an_idle_consumer_is_left_out_and_so_is_who_only_reads(bus: Bus) -
         await eventually(idle)
 
 
-def working(run: str) -> Known:
-    """An agent that works on a run for long, step by step."""
+async def until_repetitions(look: Look, known: Known) -> list[Repetition]:
+    """What the next look into journals says."""
+    for _ in range(RUNS_EVERY):
+        if found := (await look.take(known, 0)).repetitions:
+            return found
+    raise AssertionError("no repetitions")
+
+
+def working(*runs: str) -> Known:
+    """An agent that works on runs for long, step by step."""
     then, now = Moment(0, 1), Moment(60_000_000_000, 99)
     life = Life(agent="a", instance="i", kind="agent", first=then, progress=now)
-    life.marks["LOG", 1] = Mark(run, "9", now, then)
+    for number, run in enumerate(runs, 1):
+        life.marks["LOG", number] = Mark(run, "9", now, then)
     return Known(now=now, lives={life.key: life})
 
 
@@ -106,7 +122,7 @@ async def test_calls_that_repeat_are_counted_in_the_journal_of_a_run_in_hand(bus
     assert (seen.run, seen.call, seen.times, seen.among) == ("r1", "step:search", 3, 5)
     assert (seen.first, seen.last) == (2, 5)
     await add_steps(bus, "r1", 4, 5, 6, 7, 8)
-    [seen] = (await look.take(known, 0)).repetitions
+    [seen] = await until_repetitions(look, known)
     assert (seen.times, seen.among) == (1, 6)
 
 
@@ -147,6 +163,17 @@ async def test_a_wait_between_calls_makes_them_no_loop(bus: Bus) -> None:
     await add_steps(bus, "r1", 1)
     [seen] = (await look.take(known, 0)).repetitions
     assert seen.times == 1
+
+
+async def test_of_many_suspects_each_has_its_turn(bus: Bus) -> None:
+    runs = [f"r{n:02}" for n in range(RUNS_MAX + 3)]
+    known, look = working(*runs), Look(bus, CONFIG)
+    for run in runs:
+        await add_steps(bus, run, 1)
+    first = await until_repetitions(look, known)
+    second = await until_repetitions(look, known)
+    assert len(first) == len(second) == RUNS_MAX
+    assert {each.run for each in first + second} == set(runs)
 
 
 async def test_a_run_that_was_just_taken_is_no_suspect() -> None:

@@ -22,11 +22,11 @@ def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
             yield Finding(
                 kind=KIND, agent=life.agent, instance=life.instance, since_ns=life.far_behind.ns,
                 first=life.far_behind.sequence,
-                text=f"it is {life.beat.pending} events behind, and was far behind "
+                text=f"it is {known.head - life.beat.progress} events behind, and was far behind "
                 f"for {seconds:.0f} s",
                 evidence={
                     **moments(behind_since=life.far_behind, last_beat=life.last),
-                    "pending": life.beat.pending, "head": known.head,
+                    "head": known.head, "position": life.beat.progress,
                 },
             )  # fmt: skip
 

@@ -25,7 +25,7 @@ def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
             text=f"it stands still for {seconds:.1f} s, and the log is at {known.head}",
             evidence={
                 **moments(behind_since=life.behind, last_progress=life.progress),
-                "head": known.head, "progress": life.beat.progress, "pending": life.beat.pending,
+                "head": known.head, "position": life.beat.progress,
                 "slot": life.slot, "living": len(known.living(life.agent, config.dead.seconds)),
             },
             commands=restart(life, "it stands still behind the log"),
