@@ -34,10 +34,22 @@ def rewrite(path: Path, table: pa.Table) -> None:
     pq.write_table(table.replace_schema_metadata({b"stratum": said[b"stratum"]}), path)
 
 
+def damage(path: Path) -> None:
+    """Flip a bit in the values of a column: within a page, where its checksum is to find it."""
+    content = bytearray(path.read_bytes())
+    group = pq.read_metadata(path).row_group(0)
+    columns = [group.column(n) for n in range(group.num_columns)]
+    largest = max(columns, key=lambda column: column.total_compressed_size)
+    start = largest.dictionary_page_offset or largest.data_page_offset
+    content[start + largest.total_compressed_size - 8] ^= 1
+    path.write_bytes(content)
+
+
 class Lake:
     """The lake of one stream."""
 
     plain = staticmethod(plain)
+    damage = staticmethod(damage)
     rewrite = staticmethod(rewrite)
 
     def __init__(self, bus: Bus, path: Path, stream: str = "LOG") -> None:

@@ -121,9 +121,7 @@ async def test_a_damaged_segment_is_named_and_nothing_of_it_is_committed(
     await lake.publish(300)
     await lake.export()
     [segment] = lake.folder.listing().segments
-    content = bytearray(segment.path.read_bytes())
-    content[len(content) // 3] ^= 1
-    segment.path.write_bytes(content)
+    lake.damage(segment.path)
     delta = Delta(path, lake.folder)
     with pytest.raises(LakeError, match=f"{segment.path} is no whole segment"):
         delta.follow()
