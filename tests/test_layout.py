@@ -28,7 +28,7 @@ BORDER = {
     "nats": {"stratum_bus/jetstream.py", "stratum_bus/wire.py"},
     "typer": {"stratum_cli"},
     "rich": {"stratum_cli"},
-    "duckdb": {"stratum_projections"},
+    "duckdb": {"stratum_projections/select.py", "stratum_projections/store.py"},
 }
 """Which files, or packages, may import a library."""
 

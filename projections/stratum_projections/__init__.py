@@ -3,7 +3,7 @@
 from stratum_projections.projection import Projection
 from stratum_projections.query import Answer, ask, query_file
 from stratum_projections.runner import run
-from stratum_projections.store import open_read_only
+from stratum_projections.select import open_read_only
 from stratum_projections.views import SHIPPED
 
 __all__ = ["SHIPPED", "Answer", "Projection", "ask", "open_read_only", "query_file", "run"]

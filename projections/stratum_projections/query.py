@@ -26,7 +26,8 @@ from stratum_bus.errors import BusError, QueryError
 from stratum_bus.jetstream import Connection, Reply
 from stratum_bus.tasks import task_group
 from stratum_projections.position import Position
-from stratum_projections.store import Store, open_read_only, select
+from stratum_projections.select import open_read_only, select
+from stratum_projections.store import Store
 
 CHUNK_BYTES = 700_000
 READERS = 8

@@ -18,7 +18,7 @@ from stratum_bus.jetstream import Reply
 from stratum_projections import ask
 from stratum_projections.position import Position
 from stratum_projections.query import CHUNK_BYTES, serve
-from stratum_projections.store import select
+from stratum_projections.select import select
 
 DISGUISES = {
     "not_read_only": [

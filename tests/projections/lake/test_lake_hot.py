@@ -21,7 +21,8 @@ from stratum_projections.lake.hot import Hot
 from stratum_projections.lake.rows import rows
 from stratum_projections.lake.segment import Folder
 from stratum_projections.lake.write import Draft
-from stratum_projections.store import Store, select
+from stratum_projections.select import select
+from stratum_projections.store import Store
 
 DAY_NS = 86_400_000_000_000
 
