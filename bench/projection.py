@@ -31,7 +31,7 @@ from stratum_bus.message import Message
 from stratum_bus.publish import Append
 from stratum_projections import SHIPPED, Projection, ask
 from stratum_projections import run as project
-from stratum_projections.checkpoint import install
+from stratum_projections.catalog import install
 from stratum_projections.fold import Fold
 from stratum_projections.store import Store
 from stratum_projections.views.events import EVENTS

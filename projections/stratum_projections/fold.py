@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from time import perf_counter
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stratum_bus.errors import ProjectorError
 from stratum_bus.message import Message, utc
-from stratum_projections.batch import COLUMNS, DECODE, Unreadable, complete, incoming
+from stratum_projections import ids
+from stratum_projections.batch import COLUMNS, Decoded, Unreadable, decode, of_messages
 from stratum_projections.checkpoint import CORE, Checkpoint
 from stratum_projections.projection import Projection
 from stratum_projections.store import StatementFailed, Store
@@ -25,6 +28,7 @@ _REFUSED = "data"
 _FAILED = "statement"
 """Reasons of the quarantine, beside those of `event.REASONS`: a statement failed at the event."""
 
+_OFFERED = [*COLUMNS, "cause"]
 _QUARANTINE = {
     "stream": pa.string(),
     "seq": pa.int64(),
@@ -53,6 +57,14 @@ class Applied(msgspec.Struct):
     quarantined: int = 0
 
 
+class Work(msgspec.Struct):
+    """What a projection has done since its Fold was made. `seconds` are those of its statements."""
+
+    events: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+
+
 class Fold:
     """Applies batches of one stream, in order. Blocking: for one thread at a time.
 
@@ -64,136 +76,133 @@ class Fold:
     ) -> None:
         self._store = store
         self._checkpoint = checkpoint
-        self._projections = projections
-        self._unreadable: list[Unreadable] = []
-        self._present: tuple[set[str], set[str]] = set(), set()
+        self.projections = {projection.name: projection for projection in projections}
+        self.work = {projection.name: Work() for projection in projections}
         self._check()
+
+    def take_in(self, projection: Projection, work: Work) -> None:
+        """Fold a projection too, from the next batch on; it is where the others are."""
+        self.projections[projection.name] = projection
+        self.work[projection.name] = work
+
+    def leave_out(self, name: str) -> None:
+        """Fold a projection no more."""
+        self.projections.pop(name, None)
 
     def apply(self, messages: Sequence[Message]) -> Applied:
         """Fold messages of the stream, all behind the position, in order of their sequence.
 
         Raises ProjectorError: `fenced`, `file`.
         """
-        applied = Applied(events=len(messages))
+        return self.fold(decode(of_messages(messages)))
+
+    def fold(self, batch: Decoded) -> Applied:
+        """The same for a decoded batch, of one message at least."""
+        applied = Applied(events=len(batch.stored))
         try:
-            self._decode(messages)
-            self._divide(messages, applied)
+            rows = ids.look(self._store, batch.rows)
+            self._divide(batch, rows, batch.first, batch.last, applied)
         except StatementFailed as error:
             raise ProjectorError("file", f"cannot write {self._store.path}: {error}") from error
         return applied
 
-    def _decode(self, messages: Sequence[Message]) -> None:
-        store = self._store
-        store.register("incoming", incoming(messages))
-        try:
-            store.execute(DECODE)
-        except StatementFailed as error:
-            log.warning("a batch was not decoded in SQL, but one by one: %s", error)
-            store.register("incoming", incoming(messages, structured=False))
-            store.execute(DECODE)
-        [(types, roles, rows)] = store.execute(
-            """select list(distinct type) filter (recognised), list(distinct role),
-                list(row order by row) filter (not recognised) from decoded"""
-        )
-        self._present, self._unreadable = (set(types or ()), set(roles or ())), []
-        if rows:
-            completed, self._unreadable = complete([messages[row] for row in rows])
-            self._present[0].update(type or "" for type in completed["type"].to_pylist())
-            store.register("completed", completed)
-            store.execute("delete from decoded where not recognised")
-            store.execute("insert into decoded by name select *, true as recognised from completed")
-
-    def _divide(self, messages: Sequence[Message], applied: Applied) -> None:
+    def _divide(
+        self, batch: Decoded, rows: pa.Table, first: int, last: int, applied: Applied
+    ) -> None:
         left_out: dict[str, str] = {}
         while True:
             try:
-                applied.quarantined += self._commit(messages, left_out)
+                applied.quarantined += self._commit(batch, rows, first, last, left_out)
                 return
             except _Failed as failure:
-                if len(messages) > 1:
+                if rows.num_rows > 1:
                     break
                 if failure.memory:
                     raise StatementFailed(str(failure)) from failure
-                log.warning(
-                    "%s %d is kept from %s: %s",
-                    messages[0].stream, messages[0].sequence, failure.projection, failure,
-                )  # fmt: skip
+                log.warning("%d is kept from %s: %s", last, failure.projection, failure)
                 left_out[failure.projection] = str(failure)
-        half = len(messages) // 2
-        self._divide(messages[:half], applied)
-        self._divide(messages[half:], applied)
+        half = rows.num_rows // 2
+        middle: int = rows["seq"][half].as_py()
+        self._divide(batch, rows.slice(0, half), first, middle - 1, applied)
+        self._divide(batch, rows.slice(half), middle, last, applied)
 
-    def _commit(self, messages: Sequence[Message], left_out: dict[str, str]) -> int:
-        """One transaction; returns how many rows it quarantined."""
-        first, last = messages[0].sequence, messages[-1].sequence
+    def _commit(
+        self, batch: Decoded, rows: pa.Table, first: int, last: int, left_out: dict[str, str]
+    ) -> int:
+        """One transaction of the events from `first` to `last`; returns how many it quarantined."""
         positions = self._checkpoint.positions
-        behind = [p for p in self._projections if positions[p.name] < last]
-        names = [p.name for p in behind] + ([CORE] if positions[CORE] < last else [])
+        behind = [p for p in self.projections.values() if positions[p.name] < last]
+        names = [p.name for p in behind]
         parked: list[tuple[str | None, Unreadable]] = []
         with self._store.transaction():
             for projection in behind:
-                name = projection.name
+                name, after = projection.name, positions[projection.name]
+                seen = rows if after < first else rows.filter(pc.greater(rows["seq"], after))
                 if name in left_out:
-                    parked.append((name, Unreadable(first, _FAILED, left_out[name])))
+                    at = batch.message(rows["seq"][0].as_py())
+                    parked.append((name, Unreadable(at, _FAILED, left_out[name])))
                 else:
-                    found = self._project(projection, max(first, positions[name] + 1), last)
-                    parked.extend((name, row) for row in found)
-            if CORE in names:
+                    parked.extend((name, row) for row in self._project(batch, projection, seen))
+            if CORE in self._checkpoint.active and positions[CORE] < last:
+                names.append(CORE)
                 after = max(first - 1, positions[CORE])
-                rows = (row for row in self._unreadable if after < row.sequence <= last)
-                parked.extend((None, row) for row in rows)
-            self._quarantine(messages, parked)
-            self._checkpoint.advance(names, last)
+                ids.keep(self._store, after + 1, last)
+                found = (row for row in batch.unreadable if after < row.message.sequence <= last)
+                parked.extend((None, row) for row in found)
+            self._quarantine(parked)
+            self._checkpoint.advance(self._store, names, last)
         self._checkpoint.moved(names, last)
         return len(parked)
 
-    def _project(self, projection: Projection, first: int, last: int) -> list[Unreadable]:
+    def _project(
+        self, batch: Decoded, projection: Projection, rows: pa.Table
+    ) -> list[Unreadable]:
         """Run the statements of a projection; returns what it refuses."""
-        types, roles = self._present
-        if not projection.reads(types, roles):
+        work, start = self.work[projection.name], perf_counter()
+        rows = projection.reads(rows)
+        if not rows.num_rows:
             return []
+        work.events += rows.num_rows
+        work.batches += 1
+        types = set(pc.unique(rows["type"]).to_pylist())
         try:
-            refused = self._offer(projection, first, last)
-            for step in projection.steps():
-                if not step.types or not types.isdisjoint(step.types):
-                    self._store.execute(step.sql)
+            with self._store.within(self._checkpoint.homes[projection.name]):
+                refused = self._offer(projection, rows)
+                for step in projection.steps():
+                    if not step.types or not types.isdisjoint(step.types):
+                        self._store.execute(step.sql)
         except StatementFailed as error:
             raise _Failed(projection.name, error) from error
-        return refused
+        finally:
+            work.seconds += perf_counter() - start
+        return [Unreadable(batch.message(at), _REFUSED, detail) for at, detail in refused]
 
-    def _offer(self, projection: Projection, first: int, last: int) -> list[Unreadable]:
+    def _offer(self, projection: Projection, rows: pa.Table) -> list[tuple[int, str]]:
         """Make `batch` what the projection is to see; returns what it refuses."""
-        self._store.execute(
-            f"create or replace temp view batch as select {', '.join(COLUMNS)} from decoded "
-            f"where seq between {first} and {last} and {projection.condition()}"
-        )
+        rows = rows.select(_OFFERED)
         if projection.prepare is None:
+            self._store.register("batch", rows)
             return []
-        prepared = projection.prepare(self._store.arrow("select * from batch order by seq"))
-        self._store.register("prepared", prepared)
-        self._store.execute(
-            "create or replace temp view batch as "
-            "select * exclude (refused) from prepared where refused is null"
-        )
-        refused = self._store.execute("select seq, refused from prepared where refused is not null")
-        return [Unreadable(sequence, _REFUSED, detail) for sequence, detail in refused]
+        prepared = projection.prepare(rows)
+        taken = pc.is_null(prepared["refused"])
+        self._store.register("batch", prepared.filter(taken).drop_columns("refused"))
+        refused = prepared.filter(pc.invert(taken))
+        columns = (refused[name].to_pylist() for name in ("seq", "refused"))
+        return list(zip(*columns, strict=True))
 
-    def _quarantine(
-        self, messages: Sequence[Message], parked: list[tuple[str | None, Unreadable]]
-    ) -> None:
+    def _quarantine(self, parked: list[tuple[str | None, Unreadable]]) -> None:
         if not parked:
             return
-        at = {message.sequence: message for message in messages}
         rows = [
             (
-                at[why.sequence].stream,
-                why.sequence,
-                at[why.sequence].subject,
+                why.message.stream,
+                why.message.sequence,
+                why.message.subject,
                 projection,
                 why.reason,
                 why.detail[:1000],
-                at[why.sequence].payload,
-                utc(at[why.sequence].time_ns),
+                why.message.payload,
+                utc(why.message.time_ns),
             )
             for projection, why in parked
         ]
@@ -203,16 +212,17 @@ class Fold:
             for values, kind in zip(columns, _QUARANTINE.values(), strict=True)
         ]
         self._store.register("parked", pa.table(arrays, names=list(_QUARANTINE)))
-        self._store.execute("insert into quarantine by name select * from parked")
+        self._store.execute("insert into main.quarantine by name select * from parked")
 
     def _check(self) -> None:
         """Bind every statement once, to an empty batch."""
-        self._decode([])
-        for projection in self._projections:
+        rows = ids.look(self._store, decode(of_messages([])).rows)
+        for projection in self.projections.values():
             try:
-                self._offer(projection, 0, 0)
-                for step in projection.steps():
-                    self._store.execute(f"explain {step.sql}")
+                with self._store.within(self._checkpoint.homes[projection.name]):
+                    self._offer(projection, rows)
+                    for step in projection.steps():
+                        self._store.execute(f"explain {step.sql}")
             except (ProjectorError, StatementFailed) as error:
                 raise ProjectorError(
                     "projection", f"projection {projection.name}: {error}"

@@ -9,14 +9,16 @@ A projection is one file under `views/`:
         statements=("insert into papers select seq, id, data->>'$.title' from batch",),
     )
 
-`batch` holds the next events of the log, each once, with the columns of `batch.COLUMNS`. Three
-promises make a rebuild give the same tables as the live run, and the tests hold every shipped
+`batch` holds the next events of the log in order, with the columns of `batch.COLUMNS` and `cause`,
+the sequence of the event that `causationid` names (NULL where none before it has that id). An event
+that was stored twice (same `id`, two sequences) is in it once, at its first sequence.
+
+Two promises make a rebuild give the same tables as the live run, and the tests hold every shipped
 projection to them:
 
 - the log's order alone decides: no clock, no randomness, no other projection's tables;
 - where the batches are cut makes no difference, so a statement may not assume that two events come
-  in one batch, or in two;
-- the same event stored twice (same `id`, two sequences) counts as its first.
+  in one batch, or in two.
 """
 
 from __future__ import annotations
@@ -26,13 +28,17 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 RESERVED = {
-    *("batch", "incoming", "decoded", "completed", "prepared", "parked"),
-    *("projections", "checkpoint", "quarantine", "reflected", "lake", "all_events"),
+    *("batch", "decoded", "keyed", "seen", "firsts", "parked", "main"),
+    *("projections", "checkpoint", "quarantine", "ids", "reflected", "lake", "all_events"),
 }
 """Names of the core: no projection may have one, nor a table of one."""
+
+BESIDE = "+"
+"""Ends the name of a projection while it is built beside the one that it is to replace."""
 
 
 Prepare = Callable[[pa.Table], pa.Table]
@@ -58,6 +64,7 @@ class Projection(msgspec.Struct, frozen=True, kw_only=True):
 
     Where SQL can't say it, `prepare` gets `batch` as Arrow and returns what the statements see as
     `batch`, with a text column `refused`: a row that has one is quarantined with it as the reason.
+    With `repeats`, an event that is stored twice is in `batch` twice.
     """
 
     name: str
@@ -67,9 +74,10 @@ class Projection(msgspec.Struct, frozen=True, kw_only=True):
     types: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     prepare: Prepare | None = None
+    repeats: bool = False
 
     def __post_init__(self) -> None:
-        for name in (self.name, *self.tables):
+        for name in (self.name.removesuffix(BESIDE), *self.tables):
             if not _NAME.fullmatch(name) or name in RESERVED:
                 raise ValueError(
                     f"projection {self.name!r}: {name!r} cannot be a name: it must be of a-z 0-9 _ "
@@ -80,23 +88,35 @@ class Projection(msgspec.Struct, frozen=True, kw_only=True):
         """All statements as steps."""
         return [Step(step) if isinstance(step, str) else step for step in self.statements]
 
+    def beside(self) -> Projection:
+        """The same, under the name that it has while it is built beside an older one."""
+        return msgspec.structs.replace(self, name=self.name.removesuffix(BESIDE) + BESIDE)
+
     def ddl(self) -> list[str]:
         """The statements that make its tables."""
         return [f"create table {table} ({columns})" for table, columns in self.tables.items()]
 
-    def condition(self) -> str:
-        """The SQL condition on a decoded event that this projection reads."""
-        parts = ["true"]
-        for column, values in (("type", self.types), ("role", self.roles)):
-            if values:
-                parts.append(f"{column} in ({', '.join(map(quoted, values))})")
-        return " and ".join(parts)
+    def reads(self, rows: pa.Table) -> pa.Table:
+        """Those of the decoded rows that it reads."""
+        masks = [] if self.repeats else [rows["first"]]
+        if self.types:
+            masks.append(_among(rows["type"], self.types))
+        if self.roles:
+            masks.append(_among(rows["role"], self.roles))
+        for mask in masks:
+            if not pc.all(mask).as_py():
+                break
+        else:
+            return rows
+        together = masks[0]
+        for mask in masks[1:]:
+            together = pc.and_(together, mask)
+        return rows.filter(together)
 
-    def reads(self, types: set[str], roles: set[str]) -> bool:
-        """Whether a batch with these types and roles may hold something for it."""
-        return (not self.types or not types.isdisjoint(self.types)) and (
-            not self.roles or not roles.isdisjoint(self.roles)
-        )
+
+def _among(column: pa.ChunkedArray, values: Sequence[str]) -> pa.ChunkedArray:
+    """Whether each value of a text column is one of `values`; NULL is not."""
+    return pc.is_in(column.cast(pa.string()), value_set=pa.array(values, pa.string()))
 
 
 def quoted(text: str) -> str:

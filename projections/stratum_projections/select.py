@@ -163,7 +163,7 @@ def connect(
 def _config(path: Path, memory_limit_mb: int) -> dict[str, Any]:
     """Settings of the whole instance, locked: no files, no extensions, bounded memory and disk."""
     return {
-        "allowed_configs": list(_READER_SETTINGS),
+        "allowed_configs": [*_READER_SETTINGS, "search_path"],
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
         "checkpoint_threshold": "64MB",

@@ -138,6 +138,13 @@ class Store:
                 self._roll_back()
                 raise
 
+    @contextmanager
+    def within(self, schema: str) -> Iterator[None]:
+        """Let names without a schema mean tables of this one, and then those of `main` again."""
+        self.execute(f"set search_path = '{schema}'")
+        yield
+        self.execute("set search_path = 'main'")  # where the body fails, rolling back does it
+
     def flush(self) -> None:
         """Move what the write-ahead log holds into the file."""
         with self._turn:
@@ -181,6 +188,7 @@ class Store:
     def _roll_back(self) -> None:
         try:
             self._connection.execute("rollback")
+            self._connection.execute("set search_path = 'main'")
         except duckdb.Error:
             pass  # no transaction is left: the error that ended it is already on its way
 

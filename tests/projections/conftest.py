@@ -14,7 +14,8 @@ from stratum_bus import memory, subject
 from stratum_bus.event import Event
 from stratum_bus.message import Message, utc
 from stratum_projections import SHIPPED, Projection
-from stratum_projections.checkpoint import Checkpoint, install
+from stratum_projections.catalog import install
+from stratum_projections.checkpoint import Checkpoint
 from stratum_projections.fold import Applied, Fold
 from stratum_projections.store import Store
 
@@ -105,12 +106,13 @@ class Tables:
 
     def dump(self) -> dict[str, list[dict[str, Any]]]:
         """All that the file holds, in one order, but for the epochs: they count openings."""
-        names = [name for (name,) in self.store.execute("select table_name from duckdb_tables()")]
-        columns = {"checkpoint": "* exclude (epoch, created)"}
+        core = "select table_name from duckdb_tables() where schema_name = 'main' and not temporary"
+        views = "select unnest(tables) from projections"
+        names = [name for sql in (core, views) for (name,) in self.store.execute(sql)]
+        columns = {"checkpoint": "* exclude (epoch, created)", "projections": "* exclude (home)"}
         return {
             name: sorted(self.rows(f"select {columns.get(name, '*')} from {name}"), key=repr)
             for name in sorted(names)
-            if name != "decoded"
         }
 
 

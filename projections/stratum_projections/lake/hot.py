@@ -40,7 +40,7 @@ class Hot:
         Returns how many. Raises LakeError `damaged`, and removes nothing more, where the lake lacks
         one of them.
         """
-        if not self._tables() >= {TABLE, "checkpoint"}:
+        if TABLE not in self._tables():
             return 0
         listing = self._folder.listing()
         self._show(self._watermark(), listing)
@@ -49,8 +49,8 @@ class Hot:
             with self._store.transaction():
                 removed += self._remove(segment)
                 self._store.execute(
-                    f"insert or replace into {WATERMARK} values (?, ?)",
-                    [self._folder.stream, segment.last],
+                    f"insert or replace into {WATERMARK} values (?, ?, ?)",
+                    [self._folder.stream, segment.last, self._home()],
                 )
                 self._define(segment.last, listing)
             self._shown = None
@@ -63,12 +63,19 @@ class Hot:
 
     def _watermark(self) -> int:
         self._store.execute(
-            f"create table if not exists {WATERMARK}(stream varchar primary key, watermark bigint)"
+            f"create table if not exists {WATERMARK}"
+            "(stream varchar primary key, watermark bigint, home varchar)"
         )
         rows = self._store.execute(
-            f"select watermark from {WATERMARK} where stream = ?", [self._folder.stream]
+            f"select watermark from {WATERMARK} where stream = ? and home = ?",
+            [self._folder.stream, self._home()],
         )
         return int(rows[0][0]) if rows else 0
+
+    def _home(self) -> str:
+        """The schema of the table. One that was built anew has all rows again."""
+        [(home,)] = self._store.execute("select home from projections where name = ?", [TABLE])
+        return str(home)
 
     def _show(self, watermark: int, listing: Listing) -> None:
         shown = (watermark, [each.path for each in below(listing, watermark)])
@@ -100,7 +107,7 @@ class Hot:
                 f"{segment.path} lacks {lacking} of the events from {segment.first} to "
                 f"{segment.last}: `stratum lake verify` says more; they stay in the DuckDB file",
             )
-        [(removed,)] = self._store.execute(f"delete from {TABLE} where {rows}")
+        [(removed,)] = self._store.execute(f"delete from {self._home()}.{TABLE} where {rows}")
         return int(removed)
 
 

@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 
 from stratum_bus.message import Message
-from stratum_projections.batch import COLUMNS, complete, incoming
+from stratum_projections.batch import COLUMNS, decode, of_messages, places
 
 _ARROW: dict[str, pa.DataType] = {
     "bigint": pa.int64(),
@@ -40,16 +40,13 @@ SCHEMA = pa.schema(
 
 
 def rows(messages: Sequence[Message]) -> pa.Table:
-    """The messages (of one stream, in order) as rows of SCHEMA.
-
-    Read one by one by `event.read`: for all of a message's columns DuckDB is no faster.
-    """
-    events, unreadable = complete(messages)
-    events = events.cast(_EVENT)
-    reasons = {each.sequence: each.reason for each in unreadable}
+    """The messages (of one stream, in order) as rows of SCHEMA."""
+    decoded = decode(of_messages(messages))
+    events = conform(decoded.rows, _EVENT)
+    reasons = {each.message.sequence: each.reason for each in decoded.unreadable}
     if reasons:
-        others = conform(incoming([m for m in messages if m.sequence in reasons]), _EVENT)
-        events = pa.concat_tables([events, others]).sort_by("seq")
+        others = pa.table(places(of_messages([each.message for each in decoded.unreadable])))
+        events = pa.concat_tables([events, conform(others, _EVENT)]).sort_by("seq")
     return pa.table(
         [
             *events.columns,

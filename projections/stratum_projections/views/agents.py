@@ -18,6 +18,7 @@ _COUNTED = {
 
 AGENTS = Projection(
     name="agents",
+    repeats=True,
     roles=("inbox", "topic", "memory", "run", "dead"),
     tables={
         "agents": f"""

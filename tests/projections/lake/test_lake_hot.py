@@ -14,7 +14,7 @@ from stratum_bus.errors import LakeError, QueryError
 from stratum_bus.event import Event
 from stratum_bus.message import Message, utc
 from stratum_projections import SHIPPED, query_file
-from stratum_projections.checkpoint import install
+from stratum_projections.catalog import install
 from stratum_projections.fold import Fold
 from stratum_projections.lake.compact import compact
 from stratum_projections.lake.hot import Hot
