@@ -229,11 +229,14 @@ class Connection:
         callback: Callable[[Reply], None],
         queue: str = "",
         on_frames: Callable[[Frames], None] | None = None,
+        *,
+        drain: bool = True,
     ) -> AsyncIterator[None]:
         """Call `callback` for each message, in order, until left.
 
-        Leaving first hands over what the server had already sent. `on_frames`, of which a
-        connection made for it (`bulk`) takes one, is called with what a consumer delivers.
+        Leaving first hands over what the server had already sent, without `drain` it does not.
+        `on_frames`, of which a connection made for it (`bulk`) takes one, is called with what a
+        consumer delivers.
         """
 
         async def deliver(message: Msg) -> None:
@@ -256,7 +259,7 @@ class Connection:
         finally:
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                 try:
-                    if self.connected:
+                    if self.connected and drain:
                         # What the server sends until it knows is not to be dropped, so it is told
                         # before the library's drain, which does not wait for that.
                         await self._client._send_unsubscribe(subscription._id)
