@@ -11,12 +11,19 @@ import anyio
 
 from bench.harness import say
 
-NAMES = ("publish", "consume", "steps", "projection", "lake", "up", "handover")
+NAMES = (
+    "publish", "consume", "steps", "projection", "lake", "up", "handover", "outages", "health",
+)  # fmt: skip
+"""What runs where nothing is named; each is a module here, with `run`."""
+
+SUMMARIES = ("healing",)
+"""What measures again, in less time, what others measure."""
 
 
 def main(names: list[str]) -> int:
-    if unknown := [name for name in names if name not in NAMES]:
-        say(f"there is no bench {unknown[0]!r}; there are {', '.join(NAMES)}")
+    there = (*NAMES, *SUMMARIES)
+    if unknown := [name for name in names if name not in there]:
+        say(f"there is no bench {unknown[0]!r}; there are {', '.join(there)}")
         return 2
     for name in names or NAMES:
         if find_spec(f"bench.{name}") is None:

@@ -1,8 +1,8 @@
 """How long work stands still after kill -9: from the kill to the next step of the run that was hit.
 
-`stratum up` runs an agent whose runs take one short step after the other. The process that has a
-run is killed in the middle of it, again and again, at random moments: with one instance (a warm spare process takes the
-place), with two (the other one takes the run), and with one and no spare.
+`stratum up` runs an agent whose runs take one short step after the other. The process that has a run
+is killed in the middle of it, again and again, at random moments: with one instance (a warm spare
+process takes the place), with two (the other one takes the run), and with one and no spare.
 
     python -m bench handover
     python bench/handover.py --kills 30
@@ -25,6 +25,7 @@ from typing import Any
 
 import anyio
 import msgspec
+from msgspec import Struct
 
 import stratum_bus
 from bench.harness import Line, percentile, report, say
@@ -38,12 +39,12 @@ from stratum_bus.tasks import task_group
 
 KILLS = 30
 STEP_SECONDS = 0.02
-STEPS = 60
-BEFORE_SECONDS = (0.2, 0.8)
+STEPS = 40
+BEFORE_SECONDS = (0.1, 0.7)
 """How long a run has been at work when its process is killed."""
 
-AFTER_SECONDS = 1.5
-"""Between the end of a run and the next one: a new spare process gets ready."""
+SPARE_SECONDS = 1.2
+"""Between the end of a run and the next one, where a new spare process has to get ready."""
 
 PATIENCE_SECONDS = 40.0
 AGENT = "runner"
@@ -82,41 +83,71 @@ instances = {instances}
 """
 
 
+class Case(Struct, frozen=True):
+    """How many instances of the agent run, and how many spare processes wait."""
+
+    name: str
+    instances: int
+    spares: int
+
+
+CASES = (
+    Case("one instance, warm spare", 1, 1),
+    Case("two instances", 2, 1),
+    Case("one instance, no spare", 1, 0),
+)
+
+
+class Measured(Struct, frozen=True):
+    """Seconds from each kill to the next step of its run; and how often an agent was started again."""
+
+    seconds: list[float]
+    restarts: int
+
+
 async def run(kills: int = KILLS) -> None:
-    """All three cases, one line for each percentile."""
-    for metric, instances, spares in (
-        ("one instance, warm spare", 1, 1),
-        ("two instances", 2, 1),
-        ("one instance, no spare", 1, 0),
-    ):
-        seconds = await _case(instances, spares, kills)
+    """All cases, one line for each percentile."""
+    for case in CASES:
+        found = await measure(case, kills)
         for percent in (50, 99):
-            value = round(percentile(seconds, percent), 3)
-            report(Line("handover", f"{metric}, next step p{percent}", value, "s", "always"))
-        report(Line("handover", f"{metric}, longest", round(max(seconds), 3), "s", "always"))
+            value = round(percentile(found.seconds, percent), 3)
+            report(Line("handover", f"{case.name}, next step p{percent}", value, "s", "always"))
+        longest = round(max(found.seconds), 3)
+        report(Line("handover", f"{case.name}, longest", longest, "s", "always"))
+        a_death = round(found.restarts / kills, 2)
+        report(Line("handover", f"{case.name}, restarts for each death", a_death, "", "always"))
 
 
-async def _case(instances: int, spares: int, kills: int) -> list[float]:
+async def measure(case: Case, kills: int = KILLS) -> Measured:
+    """Kill so often, and say what followed."""
     with tempfile.TemporaryDirectory(prefix="stratum-bench-") as folder:
-        seen = _Seen()
-        async with _platform(Path(folder), instances, spares) as bus, task_group() as tasks:
+        seen, found = _Seen(), list[float]()
+        async with _platform(Path(folder), case) as bus, task_group() as tasks:
             tasks.start_soon(seen.follow, bus)
-            found: list[float] = []
             for number in range(kills):
-                data = {"seconds": STEP_SECONDS, "steps": STEPS}
-                go = new("go", data, source=agent_source("bench"))
-                await bus.publish(subject.inbox(AGENT, "bench", "go"), go)
-                await seen.step_after(time.time_ns())
-                await anyio.sleep(random.uniform(*BEFORE_SECONDS))
-                pid = seen.pids[seen.instance]
-                killed = time.time_ns()
-                os.kill(pid, signal.SIGKILL)
-                step = await seen.step_after(killed + 1_000_000, of_other=seen.instance)
-                found.append((step - killed) / 1e9)
+                found.append(await _kill(bus, seen))
                 say(f"kill {number + 1}: next step after {found[-1]:.3f} s")
-                await seen.end_after(killed)
+                if case.spares and case.instances == 1:
+                    await anyio.sleep(SPARE_SECONDS)
+            await seen.restarted(kills)
+            await anyio.sleep(SPARE_SECONDS)  # one too many would come by now
             tasks.cancel_scope.cancel()
-    return found
+    return Measured(found, seen.restarts)
+
+
+async def _kill(bus: Bus, seen: _Seen) -> float:
+    """Begin a run, kill who has it, and wait for its end; returns the seconds to its next step."""
+    data = {"seconds": STEP_SECONDS, "steps": STEPS}
+    go = new("go", data, source=agent_source("bench"))
+    await bus.publish(subject.inbox(AGENT, "bench", "go"), go)
+    await seen.step_after(time.time_ns())
+    await anyio.sleep(random.uniform(*BEFORE_SECONDS))
+    pid = seen.pids[seen.instance]
+    killed = time.time_ns()
+    os.kill(pid, signal.SIGKILL)
+    step = await seen.step_after(killed + 1_000_000, of_other=seen.instance)
+    await seen.end_after(killed)
+    return (step - killed) / 1e9
 
 
 class _Seen:
@@ -125,6 +156,7 @@ class _Seen:
     def __init__(self) -> None:
         self.instance = ""
         self.pids: dict[str, int] = {}
+        self.restarts = 0
         self._last = self._first = self._ended = 0
         self._changed = asyncio.Event()
 
@@ -137,12 +169,18 @@ class _Seen:
         return self._first if of_other else self._last
 
     async def end_after(self, time_ns: int) -> None:
-        """Wait until a run has ended behind a moment, and some more."""
+        """Wait until a run has ended behind a moment."""
         with anyio.fail_after(PATIENCE_SECONDS):
             while self._ended < time_ns:
                 self._changed.clear()
                 await self._changed.wait()
-        await anyio.sleep(AFTER_SECONDS)
+
+    async def restarted(self, times: int) -> None:
+        """Wait until an instance was started again so often."""
+        with anyio.fail_after(PATIENCE_SECONDS):
+            while self.restarts < times:
+                self._changed.clear()
+                await self._changed.wait()
 
     async def follow(self, bus: Bus) -> None:
         filters = [f"run.{AGENT}.>", subject.control(AGENT, control.STARTED)]
@@ -156,6 +194,7 @@ class _Seen:
         if event.type.endswith(".started"):
             started = typed(event, Started).data
             self.pids[started.instance] = started.pid
+            self.restarts += bool(started.command)
             return
         by = msgspec.json.decode(event.data, type=dict[str, Any]).get("instance", "")
         if by:
@@ -168,11 +207,11 @@ class _Seen:
 
 
 @asynccontextmanager
-async def _platform(folder: Path, instances: int, spares: int) -> AsyncIterator[Bus]:
+async def _platform(folder: Path, case: Case) -> AsyncIterator[Bus]:
     """`stratum up` in a folder of its own, and a bus on its server."""
     port = free_port()
     (folder / "runner_agent.py").write_text(_AGENT)
-    settings = _SETTINGS.format(port=port, instances=instances, spares=spares)
+    settings = _SETTINGS.format(port=port, instances=case.instances, spares=case.spares)
     (folder / "stratum.toml").write_text(settings)
     stratum = [sys.executable, "-m", "stratum_cli"]
     up = await anyio.run_process([*stratum, "up", "--detach"], cwd=folder, check=False)

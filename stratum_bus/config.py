@@ -62,12 +62,14 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ProjectorConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[projector]`: the DuckDB file, its batches, and the limits of a query.
+    """`[projector]`: the DuckDB file, your projections, its batches, and the limits of a query.
 
-    `path` is `projection.duckdb` in the data folder where it is not given.
+    `path` is `projection.duckdb` in the data folder where it is not given. `projections` are Python
+    files, all of whose projections are meant, or `module:name`.
     """
 
     path: str = ""
+    projections: tuple[str, ...] = ()
     batch_events: Annotated[int, AT_LEAST_ONE] = 5000
     batch_milliseconds: Annotated[int, AT_LEAST_ONE] = 200
     query_seconds: Annotated[float, MORE_THAN_ZERO] = 10.0
@@ -160,6 +162,11 @@ def settings(config: Config, key: str, kind: type[S]) -> S:
     return convert(config.agents[name].settings, kind, key, FILE)
 
 
+def is_file(projections: str) -> bool:
+    """Whether an entry of `projector.projections` is a file, and not `module:name`."""
+    return projections.endswith(".py")
+
+
 def duration_ns(text: str) -> int:
     """Nanoseconds of `90s`, `1h30m`, `30d`; raise ValueError for anything else."""
     parts = _DURATION_PART.findall(text)
@@ -200,6 +207,10 @@ def _check_values(sections: _Sections, file: str) -> None:
         expected = "always, or an interval such as 1s or 500ms"
         got = shown(sections.server.sync)
         raise ConfigError("server.sync", expected, got, file=file) from error
+    for i, found in enumerate(sections.projector.projections):
+        if not (is_file(found) or _CREATE.fullmatch(found)):
+            expected = "a file such as views/papers.py, or module:name as in mypackage.views:PAPERS"
+            raise ConfigError(f"projector.projections[{i}]", expected, shown(found), file=file)
     for name in sections.health.agents:
         _check_name(name, join("health.agents", name), "agent name", file)
     for key in ("name", "human"):
@@ -240,6 +251,10 @@ def _resolve(sections: _Sections, folder: Path, environ: Mapping[str, str]) -> C
     projection = data_dir / "projection.duckdb"
     if projector.path:
         projection = folder / Path(projector.path).expanduser()
+    projections = tuple(
+        str(folder / Path(found).expanduser()) if is_file(found) else found
+        for found in projector.projections
+    )
     lake = {
         key: str(folder / Path(value).expanduser())
         for key in ("path", "delta")
@@ -248,7 +263,9 @@ def _resolve(sections: _Sections, folder: Path, environ: Mapping[str, str]) -> C
     url = environ.get("STRATUM_NATS_URL") or server.url
     return Config(
         server=msgspec.structs.replace(server, url=url, data_dir=str(data_dir)),
-        projector=msgspec.structs.replace(projector, path=str(projection)),
+        projector=msgspec.structs.replace(
+            projector, path=str(projection), projections=projections
+        ),
         lake=msgspec.structs.replace(sections.lake, **lake),
         health=sections.health,
         supervisor=sections.supervisor,

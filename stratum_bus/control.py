@@ -22,6 +22,13 @@ PAUSE, RESUME, QUARANTINE = "pause", "resume", "quarantine"
 PARK, ESCALATE = "park", "escalate"
 COMMANDS = (START, STOP, RESTART, SCALE, PAUSE, RESUME, QUARANTINE, PARK, ESCALATE)
 
+RUN_CANCEL, RUN_PAUSE, RUN_RESUME = "run.cancel", "run.pause", "run.resume"
+RUN_COMMANDS = (RUN_CANCEL, RUN_PAUSE, RUN_RESUME)
+"""Those about one run, which its agent executes itself."""
+
+CONTROL = ("control",)
+"""The role of the subjects of all of these."""
+
 OUTCOME, STARTED, ENDED = "outcome", "started", "ended"
 
 SUPERVISOR_SOURCE = "/supervisor"
@@ -46,10 +53,22 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 for _command in COMMANDS:
-    event_type(PREFIX + _command)(Command)
+    event_type(PREFIX + _command, roles=CONTROL)(Command)
 
 
-@event_type(PREFIX + OUTCOME)
+class RunRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is asked of an agent about one of its runs; `incident` as in `Command`."""
+
+    run: str
+    reason: str = ""
+    incident: str = ""
+
+
+for _command in RUN_COMMANDS:
+    event_type(PREFIX + _command, roles=CONTROL)(RunRequest)
+
+
+@event_type(PREFIX + OUTCOME, roles=CONTROL)
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What became of a command. `done` is False where it was not or could not be executed.
 
@@ -63,7 +82,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     instance: str = ""
 
 
-@event_type(PREFIX + STARTED)
+@event_type(PREFIX + STARTED, roles=CONTROL)
 class Started(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A process was started for an agent. `slot` counts its instances from 1.
 
@@ -94,7 +113,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mark: str = ""
 
 
-@event_type(PREFIX + ENDED)
+@event_type(PREFIX + ENDED, roles=CONTROL)
 class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A process of an agent ended. `code` is its exit code, negative for a signal.
 

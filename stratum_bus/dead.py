@@ -43,7 +43,7 @@ class Origin(msgspec.Struct, frozen=True):
     id: str
 
 
-@event_type("stratum.dead.lettered")
+@event_type("stratum.dead.lettered", roles=("dead",))
 class Lettered(msgspec.Struct, frozen=True, omit_defaults=True):
     agent: str
     reason: str
@@ -54,14 +54,14 @@ class Lettered(msgspec.Struct, frozen=True, omit_defaults=True):
     run: str = ""
 
 
-@event_type("stratum.dead.redriven")
+@event_type("stratum.dead.redriven", roles=("dead",))
 class Redriven(msgspec.Struct, frozen=True, omit_defaults=True):
     letter: str
     event: str
     reason: str = ""
 
 
-@event_type("stratum.dead.dropped")
+@event_type("stratum.dead.dropped", roles=("dead",))
 class Dropped(msgspec.Struct, frozen=True, omit_defaults=True):
     letter: str
     reason: str = ""

@@ -67,7 +67,7 @@ class InHand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     since: datetime | None = None
 
 
-@event_type(TYPE)
+@event_type(TYPE, roles=("health",))
 class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One heartbeat, on `health.<name>.<instance>`.
 

@@ -23,8 +23,9 @@ from nats.aio.msg import Msg
 
 from stratum_bus import errors
 from stratum_bus.errors import ConnectionLost, NoAnswer, NoStream, PermissionDenied, TooLarge
+from stratum_bus.frames import Frames
 from stratum_bus.refusal import refusal
-from stratum_bus.wire import SturdyClient
+from stratum_bus.wire import BulkClient, SturdyClient
 
 log = logging.getLogger("stratum.connection")
 
@@ -62,14 +63,17 @@ class Connection:
     """A connection that reconnects by itself for ever; made by `connect`.
 
     `patience_seconds` is how long a writer on this connection waits for a lost server before
-    ConnectionLost is raised (0: at once).
+    ConnectionLost is raised (0: at once). `options` is what the client library was given.
     """
 
-    def __init__(self, url: str, name: str, patience_seconds: float) -> None:
+    def __init__(
+        self, url: str, name: str, patience_seconds: float, options: Mapping[str, Any], bulk: bool
+    ) -> None:
         self.url = url
         self.name = name
         self.patience_seconds = patience_seconds
-        self._client = SturdyClient()
+        self.options = options
+        self._client: SturdyClient = BulkClient() if bulk else SturdyClient()
         self._tokens = itertools.count()
         self._waiting: dict[str, tuple[str, asyncio.Future[Reply]]] = {}
         self._listeners: set[Listener] = set()
@@ -220,11 +224,19 @@ class Connection:
 
     @asynccontextmanager
     async def subscribe(
-        self, subject: str, callback: Callable[[Reply], None], queue: str = ""
+        self,
+        subject: str,
+        callback: Callable[[Reply], None],
+        queue: str = "",
+        on_frames: Callable[[Frames], None] | None = None,
+        *,
+        drain: bool = True,
     ) -> AsyncIterator[None]:
         """Call `callback` for each message, in order, until left.
 
-        Leaving first hands over what the server had already sent.
+        Leaving first hands over what the server had already sent, without `drain` it does not.
+        `on_frames`, of which a connection made for it (`bulk`) takes one, is called with what a
+        consumer delivers.
         """
 
         async def deliver(message: Msg) -> None:
@@ -239,12 +251,15 @@ class Connection:
             raise errors.InvalidName("subject", subject, rule) from error
         except (nats.errors.Error, OSError) as error:
             raise self._lost(subject) from error
+        if on_frames is not None:
+            assert isinstance(self._client, BulkClient), "the connection was not made for it"
+            self._client.take(subscription._id, on_frames)
         try:
             yield
         finally:
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                 try:
-                    if self.connected:
+                    if self.connected and drain:
                         # What the server sends until it knows is not to be dropped, so it is told
                         # before the library's drain, which does not wait for that.
                         await self._client._send_unsubscribe(subscription._id)
@@ -255,7 +270,7 @@ class Connection:
                 except nats.errors.Error as error:
                     log.debug("subscription %s ended badly: %r", subject, error)
 
-    async def open(self, options: Mapping[str, Any]) -> None:
+    async def open(self) -> None:
         """Connect; raises ConnectionLost within about a second where there is no server, and
         PermissionDenied where this user may not receive answers."""
         try:
@@ -269,7 +284,7 @@ class Connection:
                 connect_timeout=2,
                 max_reconnect_attempts=2,
                 reconnect_time_wait=0.1,  # type: ignore[arg-type]
-                **options,
+                **self.options,
             )
             # Failing fast is for the first connect only.
             self._client.options["max_reconnect_attempts"] = -1
@@ -367,15 +382,17 @@ async def connect(
     name: str = "stratum",
     patience_seconds: float = 0.0,
     options: Mapping[str, Any] | None = None,
+    bulk: bool = False,
 ) -> AsyncIterator[Connection]:
     """A connection to `url`, open as long as the context.
 
     `options` goes to the client library's connect as it is (credentials, TLS, inbox prefix).
-    Raises ConnectionLost where no server answers.
+    With `bulk` one subscription can take whole frames. Raises ConnectionLost where no server
+    answers.
     """
-    connection = Connection(url, name, patience_seconds)
+    connection = Connection(url, name, patience_seconds, options or {}, bulk)
     try:
-        await connection.open(options or {})
+        await connection.open()
         yield connection
     finally:
         await connection.close()

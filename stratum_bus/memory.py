@@ -29,7 +29,7 @@ NOTED, REVISED, RETRACTED = (
 DEFAULT_KIND = "note"
 
 
-@event_type(NOTED)
+@event_type(NOTED, roles=("memory",))
 class Noted(msgspec.Struct, frozen=True, omit_defaults=True):
     """A new note. `score` is how much it matters, 0 to 1; `about` an id of the domain."""
 
@@ -43,7 +43,7 @@ class Noted(msgspec.Struct, frozen=True, omit_defaults=True):
     valid_to: datetime | None = None
 
 
-@event_type(REVISED)
+@event_type(REVISED, roles=("memory",))
 class Revised(msgspec.Struct, frozen=True, omit_defaults=True):
     """What changed in a note; fields that are not there stay as they were."""
 
@@ -57,7 +57,7 @@ class Revised(msgspec.Struct, frozen=True, omit_defaults=True):
     valid_to: datetime | msgspec.UnsetType | None = msgspec.UNSET
 
 
-@event_type(RETRACTED)
+@event_type(RETRACTED, roles=("memory",))
 class Retracted(msgspec.Struct, frozen=True, omit_defaults=True):
     """The agent does not believe the note any more."""
 

@@ -75,7 +75,9 @@ def _check(value: object, kind: Any, key: str, file: str) -> None:
             for name, item in value.items():
                 _check(item, args[1], join(key, name), file)
             return None
-    if isinstance(value, list) and origin in (list, set, frozenset):
+    if isinstance(value, list) and (
+        origin in (list, set, frozenset) or (origin is tuple and args[1:] == (...,))
+    ):
         for i, item in enumerate(value):
             _check(item, args[0], f"{key}[{i}]", file)
         return None

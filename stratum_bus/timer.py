@@ -24,6 +24,13 @@ SECONDS = 5.0
 _SCHEDULE = "Nats-Schedule"
 
 
+class Due(msgspec.Struct, frozen=True):
+    """The message of a timer, no event: who set it, and its name."""
+
+    run: str
+    timer: str
+
+
 async def schedule(connection: Connection, agent: str, run: str, name: str, at: datetime) -> int:
     """Have a timer fire at a time (past: at once); returns its sequence."""
     when = at.astimezone(UTC).isoformat().replace("+00:00", "Z")
@@ -56,7 +63,7 @@ async def _publish(
         "Nats-Schedule-Target": subject.fire(agent, run, name),
         "Nats-Schedule-TTL": ttl,
     }
-    payload = msgspec.json.encode({"run": run, "timer": name})
+    payload = msgspec.json.encode(Due(run, name))
     reply = await connection.request(to, payload, headers, timeout_seconds=SECONDS)
     sequence: int = api_answer(reply, to)["seq"]
     return sequence

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stratum_agents.inputs import REQUESTS, Request
+from stratum_agents.inputs import REQUESTS
 from stratum_agents.journal import (
     FORKED,
     PREFIX,
@@ -22,6 +22,7 @@ from stratum_agents.run import run_id
 from stratum_agents.waits import REPLY_FAILED, TIMEOUT
 from stratum_bus import dead, subject
 from stratum_bus.bus import Bus
+from stratum_bus.control import RunRequest
 from stratum_bus.dead import Letter
 from stratum_bus.errors import NotFound, StratumError
 from stratum_bus.event import agent_source, new, uuid7
@@ -129,5 +130,5 @@ def prepare(journal: Journal, at: str, sets: dict[str, Any]) -> tuple[str, list[
 
 
 def _command(agent: str, run: str, command: str, reason: str) -> Append:
-    event = new(f"stratum.control.{command}", Request(run, reason), source=PEOPLE, runid=run)
+    event = new(f"stratum.control.{command}", RunRequest(run, reason), source=PEOPLE, runid=run)
     return Append(subject.control(agent, command), event)

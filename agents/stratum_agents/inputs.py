@@ -8,21 +8,15 @@ import msgspec
 
 from stratum_agents.journal import CANCEL, CONTINUE, FIRED, PAUSE, SIGNALLED, Entry
 from stratum_bus.consume import Delivery
+from stratum_bus.control import RUN_CANCEL, RUN_PAUSE, RUN_RESUME, RunRequest
 from stratum_bus.event import encode
 
 REQUESTS = {
-    "run.cancel": CANCEL,
-    "run.pause": PAUSE,
-    "run.resume": CONTINUE,
+    RUN_CANCEL: CANCEL,
+    RUN_PAUSE: PAUSE,
+    RUN_RESUME: CONTINUE,
 }
 """The commands under `control.<agent>.` that are about one run, and the input each becomes."""
-
-
-class Request(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The data of such a command."""
-
-    run: str
-    reason: str = ""
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -59,6 +53,6 @@ def of_timer(delivery: Delivery, run: str, name: str) -> Input:
 
 def of_request(delivery: Delivery, command: str, data: Any) -> Input:
     """From a command about a run; raises msgspec.ValidationError."""
-    request = msgspec.convert(data, Request)
+    request = msgspec.convert(data, RunRequest)
     id = f"{request.run}-in-{delivery.event.id}"
     return Input(request.run, REQUESTS[command], id, Entry(reason=request.reason))

@@ -129,7 +129,7 @@ KINDS = {
     FORKED, SENT,
 }  # fmt: skip
 for _kind in sorted(KINDS):
-    event_type(PREFIX + _kind)(Entry)
+    event_type(PREFIX + _kind, roles=("run",))(Entry)
 
 
 class Recorded(msgspec.Struct, frozen=True):

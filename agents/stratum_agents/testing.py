@@ -27,7 +27,6 @@ import msgspec
 from msgspec.structs import replace
 
 from stratum_agents.agent import Agent
-from stratum_agents.inputs import Request
 from stratum_agents.journal import Journal
 from stratum_agents.run import run_id
 from stratum_agents.simulated import OFF, Crash, Process, StandingClock
@@ -35,6 +34,7 @@ from stratum_agents.worker import Worker
 from stratum_bus import subject, timer
 from stratum_bus.bus import Bus
 from stratum_bus.consume import Delivery, Done, Reject, Retry, RetryLater
+from stratum_bus.control import RunRequest
 from stratum_bus.event import Event, agent_source, new, typed
 from stratum_bus.message import Message
 
@@ -203,7 +203,7 @@ class Kit:
         await self.settle()
 
     async def _command(self, run: str, command: str) -> None:
-        event = new(f"stratum.control.{command}", Request(run), source=agent_source("test"))
+        event = new(f"stratum.control.{command}", RunRequest(run), source=agent_source("test"))
         await self._publish(subject.control(self._agent_of(run), command), event)
 
     async def _publish(self, to: str, event: Event[Any]) -> None:

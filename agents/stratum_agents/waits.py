@@ -29,13 +29,16 @@ from stratum_agents.journal import (
 )
 from stratum_agents.steps import fired, set_timer, timer_name
 from stratum_bus import timer
-from stratum_bus.event import RawEvent
+from stratum_bus.event import Raw, RawEvent
+from stratum_bus.schema import event_type
 from stratum_bus.tasks import task_group
 
 IN_PROCESS_SECONDS = 1.0
 """A worker itself waits up to this long: the server's timers are not made for less."""
 
 REPLIED, REPLY_FAILED = "stratum.run.reply.completed", "stratum.run.reply.failed"
+event_type(REPLIED, roles=("inbox",))(Raw)  # whatever the handler returned
+event_type(REPLY_FAILED, roles=("inbox",))(Failure)
 TIMEOUT = "timeout"
 
 Choose = Callable[[], Recorded | None]

@@ -121,7 +121,7 @@ def _programs(config: Config, config_file: str | None, url: str) -> list[Program
     lake = msgspec.json.encode(config.lake).decode()
     projector = python(
         "stratum_projections", *common, "--path", config.projector.path, "--config", settings,
-        "--lake", lake,
+        "--lake", lake, "--folder", config.folder,
         "--beat-seconds", str(config.supervisor.beat_seconds),
     )  # fmt: skip
     extra = ("--config", config_file) if config_file else ()

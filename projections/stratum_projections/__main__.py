@@ -15,9 +15,10 @@ import anyio
 import msgspec
 
 from stratum_bus import connect, service
-from stratum_bus.config import LakeConfig, ProjectorConfig
+from stratum_bus.config import Config, LakeConfig, ProjectorConfig
 from stratum_bus.errors import StratumError
 from stratum_bus.heartbeat import EVERY_SECONDS, PROJECTOR, Vitals, beating
+from stratum_projections.found import find
 from stratum_projections.runner import run
 
 NAME = "projector"
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--projector", default="main", help="it answers on query.<projector>")
     parser.add_argument(
         "--config", default="{}", help="JSON of the [projector] section, as in stratum.toml"
+    )
+    parser.add_argument(
+        "--folder", default=".", help="of stratum.toml; modules are imported from it"
     )
     parser.add_argument("--lake", default="{}", help="JSON of the [lake] section")
     parser.add_argument("--instance", help="its name in heartbeats; default: a new one")
@@ -52,10 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             async with beating(asked.url, vitals, every_seconds=asked.beat_seconds):
                 await run(
                     bus, asked.path, stop=stop, projector=asked.projector, config=config,
-                    vitals=vitals, lake=lake,
+                    projections=projections, vitals=vitals, lake=lake,
                 )  # fmt: skip
 
     try:
+        projections = find(Config(projector=config, folder=asked.folder))
         anyio.run(lambda: service.run(project, with_parent=asked.with_parent))
     except StratumError as error:
         log.error("%s", error)

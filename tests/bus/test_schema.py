@@ -97,7 +97,7 @@ def test_somebody_elses_dataschema_counts_as_the_first(order: type[Order]) -> No
         ([1], 1, "the upcaster of order.placed from version 1 failed: TypeError"),
         ({"cents": "many"}, 2, r"Expected `int`, got `str` - at `\$.cents`"),
         ({"cents": 1}, 3, "Object missing required field `currency`"),
-        ({"cents": 1}, 0, "no upcaster of order.placed from version 0"),
+        ({"cents": 1}, 0, "there is no version 0 of order.placed"),
     ],
 )
 def test_data_that_does_not_fit_is_an_unreadable_event_that_says_where(
@@ -155,6 +155,30 @@ def test_a_bad_wire_name_is_refused_where_it_is_declared() -> None:
 def test_an_upcaster_of_an_undeclared_type_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no event type nobodys\.type is declared"):
         upcaster("nobodys.type", since=1)(lambda data: data)
+
+
+def test_an_upcaster_that_would_never_be_called_is_refused(order: type[Order]) -> None:
+    for since in (0, 3, 4):
+        with pytest.raises(ValueError, match=r"order\.placed is at version 3: an upcaster since"):
+            upcaster("order.placed", since=since)(lambda data: data)
+
+
+def test_an_optional_field_that_was_added_needs_no_upcaster(types: None) -> None:
+    class Paid(msgspec.Struct):
+        order: str
+        note: str = "none"
+
+    event_type("order.paid", version=2)(Paid)
+    assert typed(stored("order.paid", {"order": "o1"}), Paid).data == Paid("o1", "none")
+    with pytest.raises(InvalidEvent, match="missing required field `order`"):
+        typed(stored("order.paid", {"id": "o1"}), Paid)
+
+
+def test_a_version_or_a_role_that_is_none_is_refused_where_it_is_declared() -> None:
+    with pytest.raises(ValueError, match=r"order\.paid: versions count from 1, not from 0"):
+        event_type("order.paid", version=0)(Order)
+    with pytest.raises(ValueError, match=r"order\.paid: mailbox is no role of subjects"):
+        event_type("order.paid", roles=("inbox", "mailbox"))(Order)
 
 
 def test_a_type_that_nobody_declared_is_a_valid_event() -> None:

@@ -16,16 +16,21 @@ from stratum_bus.bus import Bus
 from stratum_bus.event import new
 from tests.chaos.installation import AGENTS, Installation
 from tests.chaos.log import Case
-from tests.chaos.watch import Watch
+from tests.chaos.watch import TooLate, Watch
 
-HEAL_SECONDS = 60.0
+HEAL_SECONDS = 180.0
+"""How long a fault may take to be over. It is waited for, so a slow machine only needs longer."""
+
 FULL_SECONDS = 4.0
+JUMPS_SECONDS = (-86_400.0, -3600.0, 3600.0, 86_400.0)
+JUMPED_BEATS = 6
+"""How many beats of an instance have to tell the time that it was set to."""
 
 
 class Fault(Struct, kw_only=True):
     """One fault as it was done. `sequence` is that of the message that did it, where one did.
 
-    `figures` are seconds, each by what was measured.
+    `at` and `over` say from when to when it was; `figures` are seconds, each by what was measured.
     """
 
     kind: str
@@ -33,6 +38,7 @@ class Fault(Struct, kw_only=True):
     instance: str = ""
     sequence: int = 0
     at: float = 0.0
+    over: float = 0.0
     figures: dict[str, float] = field(default_factory=dict)
 
 
@@ -168,11 +174,41 @@ async def full_disk(hands: Hands, fault: Fault) -> None:
     await _away(hands, fault, before)
 
 
+async def clock_jump(hands: Hands, fault: Fault) -> None:
+    """The clock of one process jumps by an hour or a day. Nothing is wrong with it for that."""
+    fault.agent = hands.chance.choice((*AGENTS, "projector", "health", "supervisor"))
+    jump = hands.chance.choice(JUMPS_SECONDS)
+    if fault.agent == "supervisor":
+        starts = [each for name in AGENTS for each in hands.watch.running(name)]
+        fault.instance, pid = starts[-1].data["supervisor"], hands.installation.pid
+    else:
+        pid = await _victim(hands, fault)
+    fault.at = time.time()
+    hands.installation.set_clock(pid, jump)
+    with anyio.move_on_after(HEAL_SECONDS) as waiting:
+        await _beats_by(hands, fault, jump)
+    if waiting.cancelled_caught:
+        raise TooLate(f"{fault} is not seen in its beats")
+    fault.figures["seen"] = time.time() - fault.at
+
+
+async def _beats_by(hands: Hands, fault: Fault, jump: float) -> None:
+    """Wait until beats of the instance say what time it has, and it has gone on for a while."""
+    place, seen = subject.health(fault.agent, fault.instance), 0
+    async with hands.bus.read("HEALTH", filters=[place], start=None, follow=True) as reader:
+        async for message in reader:
+            said = message.event().time
+            ahead = (said - message.time).total_seconds() if said else 0.0
+            seen += abs(ahead - jump) < abs(jump) / 2
+            if seen == JUMPED_BEATS:
+                return
+
+
 FAULTS: dict[str, Do] = {
     each.__name__: each
     for each in (
         kill_agent, stop_agent, poison, block, spin, loop, leak, kill_projector, kill_health,
-        kill_supervisor, kill_server, full_disk,
+        kill_supervisor, kill_server, full_disk, clock_jump,
     )
 }  # fmt: skip
 
@@ -186,6 +222,7 @@ async def do(hands: Hands, kind: str) -> Fault:
         fault.agent = hands.chance.choice(AGENTS)
     await FAULTS[kind](hands, fault)
     await hands.watch.until(hands.watch.calm, f"all is calm after {fault}", HEAL_SECONDS)
+    fault.over = time.time()
     return fault
 
 

@@ -20,15 +20,15 @@ from stratum_bus import connect
 from stratum_bus.bus import Bus
 from stratum_bus.errors import StratumError
 from stratum_bus.tasks import task_group
-from tests.chaos import checker
+from tests.chaos import checker, pace
 from tests.chaos.checker import Facts
 from tests.chaos.faults import FAULTS, Fault, Hands, do
 from tests.chaos.installation import AGENTS, Installation
 from tests.chaos.load import Load
 from tests.chaos.watch import TooLate, Watch
 
-READY_SECONDS = 40.0
-SETTLE_SECONDS = 60.0
+READY_SECONDS = 120.0
+SETTLE_SECONDS = 180.0
 PATIENCE_SECONDS = 100.0
 """Shorter than the dedupe window: what is sent again is known by its id."""
 
@@ -133,6 +133,7 @@ class Chaos:
         load = self.load
         return {
             "seed": self._asked.seed,
+            "pace": self._asked.pace,
             "faults": dict(Counter(fault.kind for fault in self.faults)),
             "left_out": self.left_out,
             "accepted": len(load.accepted) if load else 0,
@@ -168,12 +169,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=10.0, help="orders a second")
     parser.add_argument("--warm", type=float, default=4.0, help="seconds before the first fault")
-    parser.add_argument("--silence", type=float, default=1.5, help="[health.dead] seconds")
+    parser.add_argument("--pace", type=float, help="how slow the machine is; else it is measured")
     parser.add_argument("--faults", type=lambda text: text.split(","), default=list(FAULTS))
     asked = parser.parse_args()
     if unknown := set(asked.faults) - set(FAULTS):
         parser.error(f"there is no fault {', '.join(unknown)}; there are {', '.join(FAULTS)}")
-    installation = Installation(Path(tempfile.mkdtemp(prefix="stratum-chaos-")), asked.silence)
+    asked.pace = asked.pace or pace.measured()
+    installation = Installation(Path(tempfile.mkdtemp(prefix="stratum-chaos-")), asked.pace)
     chaos = Chaos(installation, asked)
     if "full_disk" in asked.faults and not installation.mount_small_disk():
         chaos.left_out.append("full_disk")

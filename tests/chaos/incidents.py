@@ -20,6 +20,9 @@ OF_AN_INSTANCE = {
     "leak": "memory",
 }
 
+EXPLAINS_NOTHING = ("clock_jump",)
+"""Whose clock is wrong is not to be called anything for it."""
+
 
 def check(log: Sequence[Entry], faults: Sequence[Fault]) -> list[str]:
     """What is wrong, in sentences."""
@@ -49,6 +52,8 @@ def _explained(
     log: Sequence[Entry], found: Sequence[Case], fault: Fault
 ) -> tuple[list[Case], list[str]]:
     """The incidents that a fault explains, and which of them are missing."""
+    if fault.kind in EXPLAINS_NOTHING:
+        return [], []
     if fault.kind in OF_A_MESSAGE:
         return _of_a_message(log, found, fault)
     if fault.kind in OF_AN_INSTANCE:
@@ -61,13 +66,12 @@ def _explained(
     if fault.kind == "loop":
         own = [c for c in found if c.kind == "looping" and _is_run_of(log, c, fault)]
         return own, [] if len(own) == 1 else [f"named looping {len(own)} times"]
-    until = fault.at + 60
-    own = [c for c in found if c.kind == "away" and fault.at <= c.opened.time <= until]
-    wrong = [] if own else ["not named away"]
+    own = [c for c in found if c.kind == "away" and fault.at <= c.opened.time <= fault.over]
+    wrong = [] if len(own) == 1 else [f"named away {len(own)} times"]
     if fault.kind == "full_disk":  # it may be seen to fill, and the projector's file is on it
         own += [
             c for c in found
-            if fault.at <= c.opened.time <= until
+            if fault.at <= c.opened.time <= fault.over
             and (c.kind == "full" or (c.kind, c.agent) == ("dead", "projector"))
         ]  # fmt: skip
     return own, wrong

@@ -14,10 +14,14 @@ import anyio
 
 from stratum_bus.data_dir import locate
 from stratum_bus.server import free_port
+from tests.chaos.clock.sitecustomize import OFFSET
 
 RESTART_SECONDS = 0.1
 STOP_SECONDS = 30.0
 DISK = "192m"
+CLOCK = Path(__file__).with_name("clock")
+PIDS = 1 << 22
+"""There is no process with a higher number."""
 
 AGENTS = ("clerk", "smith", "porter")
 
@@ -31,14 +35,14 @@ healthy_seconds = 4
 max_delay_seconds = 1
 
 [health.dead]
-seconds = {silence}
-restart_seconds = 3
+seconds = {dead}
+restart_seconds = {restart}
 
 [health.stuck]
-seconds = 3
+seconds = {stuck}
 
 [health.blocked]
-seconds = 2
+seconds = {blocked}
 
 [health.looping]
 repeats = 10
@@ -53,6 +57,9 @@ seconds = 6
 deaths = 1000
 """
 
+SECONDS = {"dead": 1.0, "restart": 2.0, "stuck": 2.0, "blocked": 1.5}
+"""From when on something is called so, where the machine has nothing else to do."""
+
 _AGENT = """
 [agents.{name}]
 create = "chaos_agents:{name}"
@@ -66,21 +73,27 @@ effects = "{effects}"
 
 
 class Installation:
-    """One installation. `deaths` counts how often it was started again."""
+    """One installation. `deaths` counts how often it was started again. On a machine that is `pace`
+    times slower than one at rest, as much more time passes before something is called wrong.
+    """
 
-    def __init__(self, folder: Path, silence_seconds: float) -> None:
+    def __init__(self, folder: Path, pace: float) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         self.data_dir = folder / "data"
         self.effects = folder / "effects.txt"
+        self.clocks = folder / "clocks"
         self.deaths = 0
         self.on_small_disk = False
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self.effects.touch()
+        with self.clocks.open("wb") as file:
+            file.truncate(PIDS * OFFSET.size)  # it has holes, and takes no room
         shutil.copy(Path(__file__).with_name("chaos_agents.py"), folder)
-        toml = _TOML.format(port=self.port, silence=silence_seconds)
+        limits = {name: seconds * pace for name, seconds in SECONDS.items()}
+        toml = _TOML.format(port=self.port, **limits)
         for name in AGENTS:
             instances = 2 if name == "smith" else 1
             toml += _AGENT.format(name=name, instances=instances, effects=self.effects)
@@ -108,10 +121,12 @@ class Installation:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "stratum_cli", "--data-dir", str(self.data_dir), "up"]
+        path = os.pathsep.join(filter(None, (str(CLOCK), os.environ.get("PYTHONPATH"))))
+        environ = {**os.environ, "PYTHONPATH": path, "CHAOS_CLOCKS": str(self.clocks)}
         with (self.folder / "up.log").open("ab") as log:
             return subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                start_new_session=True, env=environ,
             )  # fmt: skip
 
     @property
@@ -122,6 +137,12 @@ class Installation:
     def server_pid(self) -> int:
         running = locate(self.data_dir)
         return running.pid if running else 0
+
+    def set_clock(self, pid: int, offset_seconds: float) -> None:
+        """Have a process see another time than all others."""
+        with self.clocks.open("r+b") as file:
+            file.seek(pid * OFFSET.size)
+            file.write(OFFSET.pack(offset_seconds))
 
     def fill_disk(self) -> Path:
         """Take all that is left of the small disk; returns the file to remove."""

@@ -59,8 +59,16 @@ class Watch:
         return next((case for case in self.cases(kind, agent, **match) if case.closed), None)
 
     def calm(self) -> bool:
-        """Whether no incident is open, so that nobody is just being put right."""
-        return all(case.closed for case in cases(self.seen))
+        """Whether nobody is just being put right: each end that nobody wanted has its incident, and
+        no incident is open."""
+        found = cases(self.seen)
+        named = {case.instance for case in found if case.kind == "dead"}
+        ended = {
+            each.data["instance"]
+            for each in self.seen
+            if each.type == "stratum.control.ended" and not each.data.get("wanted")
+        }
+        return ended <= named and all(case.closed for case in found)
 
     def running(self, agent: str) -> list[Entry]:
         """The start of each instance that has not ended, as far as is told, one a slot."""

@@ -25,7 +25,7 @@ SENDER = "supervisor"
 NOTIFY_SECONDS = 10.0
 
 
-@event_type(TYPE)
+@event_type(TYPE, roles=("inbox",))
 class Escalation(msgspec.Struct, frozen=True, omit_defaults=True):
     """What needs a person: `text` is a sentence, `incident` the id of the event that led to it,
     `command` that of the command to tell it."""

@@ -9,12 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 import anyio
 import msgspec
 
-from stratum_agents.inputs import Request
 from stratum_agents.journal import PARKED, PREFIX, RESUMED, Entry, Exists, Failure, Fenced, Journal
 from stratum_agents.run import run_id
 from stratum_bus import dead, handover, subject, timer
 from stratum_bus.bus import Bus
 from stratum_bus.consume import STREAM
+from stratum_bus.control import RunRequest
 from stratum_bus.errors import InvalidEvent, InvalidName, NotFound, StratumError
 from stratum_bus.hand import Left
 from stratum_bus.message import Message
@@ -77,7 +77,7 @@ def _run_of(agent: str, message: Message) -> str:
             return where.run
         event = message.event()
         if where.role == "control" and event.data is not None:
-            return msgspec.json.decode(event.data, type=Request).run
+            return msgspec.json.decode(event.data, type=RunRequest).run
         return event.torun or run_id(agent, event.id)
     except (InvalidEvent, InvalidName, msgspec.DecodeError):
         return ""

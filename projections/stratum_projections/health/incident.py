@@ -28,14 +28,11 @@ OPEN, CLOSED = "open", "closed"
 WARNING, CRITICAL = "warning", "critical"
 """Severities: what may pass or is being mended, and what needs a person."""
 
-CANCEL_RUN = "run.cancel"
-"""The command to end a run, which its agent executes itself."""
-
 Key = tuple[str, str, str, str]
 """Kind, agent, instance and what it is about: what is wrong once at a time."""
 
 
-@event_type(TYPE)
+@event_type(TYPE, roles=control.CONTROL)
 class Incident(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something is wrong with an agent, or was.
 
@@ -64,19 +61,11 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.kind, self.agent, self.instance, self.about
 
 
-class CancelRun(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The data of `run.cancel`."""
-
-    run: str
-    reason: str = ""
-    incident: str = ""
-
-
 class Asked(msgspec.Struct, frozen=True):
     """A command that is to be given, its incident left out."""
 
     name: str
-    what: control.Command | CancelRun
+    what: control.Command | control.RunRequest
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +113,7 @@ def closing(id: str, incident: Incident, over: str, command: str, now_ns: int) -
 
 
 def commanding(
-    incident: str, agent: str, name: str, what: control.Command | CancelRun, now_ns: int
+    incident: str, agent: str, name: str, what: control.Command | control.RunRequest, now_ns: int
 ) -> Append:
     """The command that answers to an incident; its id is the same for whoever gives it."""
     what = replace(what, incident=incident)

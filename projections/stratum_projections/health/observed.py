@@ -53,7 +53,7 @@ class Repetition(msgspec.Struct, frozen=True):
     last: int
 
 
-@event_type(TYPE)
+@event_type(TYPE, roles=("health",))
 class Observed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A tick. `head` is LOG's last sequence, `away_seconds` how long there was no server for who
     made the tick, 0 where there was all the time. Consumers without work are left out of `positions`

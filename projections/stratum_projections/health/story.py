@@ -14,7 +14,7 @@ from stratum_bus.bus import Bus
 from stratum_bus.errors import InvalidEvent, InvalidName
 from stratum_bus.event import RawEvent, typed
 from stratum_bus.message import Message
-from stratum_projections.health.incident import CANCEL_RUN, CLOSED, INCIDENT, Incident
+from stratum_projections.health.incident import CLOSED, INCIDENT, Incident
 
 SEEN, DECIDED, HAPPENED = "seen", "decided", "happened"
 """What a moment of the story is: a fact, a command, or what became of one."""
@@ -111,7 +111,7 @@ def _told(message: Message, event: RawEvent, name: str) -> Told | None:
             outcome = typed(event, control.Outcome).data
             done = "done" if outcome.done else "not done"
             what, text, of = HAPPENED, f"{done}: {outcome.detail}".rstrip(": "), outcome.command
-        case _ if name in (*control.COMMANDS, CANCEL_RUN):
+        case _ if name in (*control.COMMANDS, control.RUN_CANCEL):
             what, text, of = DECIDED, _command(data), str(data.get("incident", ""))
         case _:
             return None

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from stratum_bus import subject
 from stratum_bus.bus import Bus
+from stratum_bus.cursor import RETRY_SECONDS
 from stratum_bus.errors import ConnectionLost, LakeError, NoAnswer, NoStream
 from stratum_bus.message import Message, nanoseconds
-from stratum_bus.read import RETRY_SECONDS, WINDOW_MESSAGES, Reader
+from stratum_bus.read import WINDOW_MESSAGES, Reader
 from stratum_projections.lake.export import plan, state
 from stratum_projections.lake.rows import RAW, messages_of
 from stratum_projections.lake.segment import Folder, Segment, damaged, facts_of, opened

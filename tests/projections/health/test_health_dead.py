@@ -134,7 +134,7 @@ def test_a_supervisor_is_not_told_to_restart_itself(world: Any) -> None:
     assert (world.shown()[0][0], world.commands()) == ("dead", [])
     world.alive("supervisor", "s2", SUPERVISOR)
     world.run(2)
-    assert world.over() == ["s2 run in its place"]
+    assert world.over() == ["s2 runs in its place"]
 
 
 def test_after_the_server_was_away_nobody_is_called_dead_before_all_could_be_heard(
@@ -201,3 +201,16 @@ def test_a_successor_that_came_before_the_silence_was_noticed_is_one_in_its_plac
     world.alive("supervisor", "s2", SUPERVISOR)
     world.run(5)
     assert world.shown() == [("dead", "supervisor", "s1", "closed")]
+
+
+def test_of_supervisors_that_died_one_shortly_after_the_other_none_is_missed_for_ever(
+    world: Any,
+) -> None:
+    for number in range(4):
+        one = world.alive("supervisor", f"s{number}", SUPERVISOR)
+        world.run(1)
+        one.silent = True
+    world.alive("supervisor", "last", SUPERVISOR)
+    world.run(5)
+    assert [status for *_, status in world.shown()] == ["closed"] * 4
+    assert all(over.endswith("runs in its place") for over in world.over())

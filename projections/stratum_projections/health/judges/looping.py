@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stratum_bus.control import RUN_CANCEL, RunRequest
 from stratum_bus.thresholds import HealthConfig
-from stratum_projections.health.incident import CANCEL_RUN, Asked, CancelRun, Finding
+from stratum_projections.health.incident import Asked, Finding
 from stratum_projections.health.known import Known, Opened
 
 KIND = "looping"
@@ -25,7 +26,7 @@ def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
                 "call": seen.call, "times": seen.times, "among": seen.among,
                 "first_entry": seen.first, "last_entry": seen.last,
             },
-            commands=(Asked(CANCEL_RUN, CancelRun(run, why)),),
+            commands=(Asked(RUN_CANCEL, RunRequest(run, why)),),
         )  # fmt: skip
 
 
