@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from operator import attrgetter
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 import pyarrow as pa
@@ -60,14 +60,17 @@ COLUMNS = {
 it is; NULL for a topic). `stored` is when the stream stored it, `time` when it happened.
 """
 
+Column: TypeAlias = Any
+"""An Arrow array. The types of pyarrow's stubs tell apart more than can be known here."""
+
 _ATTRIBUTE = {"about": "subject"}
-_ENVELOPE = b'{"specversion":"1.0",'
+_ENVELOPE = '{"specversion":"1.0",'
 _JSON = pa.json_(pa.string())
 _TIME = pa.timestamp("us", "UTC")
 _SUBJECT = pa.dictionary(pa.int32(), pa.string())
 
 
-class _Envelope(Event[Raw], gc=False, tag_field="specversion", tag="1.0"):
+class _Envelope(Event[Raw], frozen=True, gc=False, tag_field="specversion", tag="1.0"):
     """What `event.read` takes as it is: its checks are part of the decoding."""
 
     id: Annotated[str, Meta(min_length=1)]
@@ -86,10 +89,10 @@ class Stored(msgspec.Struct, frozen=True):
     """
 
     stream: str
-    seq: pa.Array
-    subject: pa.DictionaryArray
-    stored_ns: pa.Array
-    payload: pa.Array
+    seq: Column
+    subject: Column
+    stored_ns: Column
+    payload: Column
     binary: set[int]
     message: Callable[[int], Message]
 
@@ -171,7 +174,7 @@ def decode(stored: Stored) -> Decoded:
     return Decoded(stored, table, unreadable)
 
 
-def places(stored: Stored) -> dict[str, pa.Array]:
+def places(stored: Stored) -> dict[str, Column]:
     """The columns that say where a message stands, which those that are no events have too."""
     subjects = stored.subject.dictionary.to_pylist()
     found = [_place(subject) for subject in subjects]
@@ -180,7 +183,7 @@ def places(stored: Stored) -> dict[str, pa.Array]:
         "subject": subjects,
         **{name: [place[n] for place in found] for n, name in enumerate(PLACE)},
     }
-    columns: dict[str, pa.Array] = {
+    columns: dict[str, Column] = {
         name: pa.DictionaryArray.from_arrays(stored.subject.indices, pa.array(values, pa.string()))
         for name, values in texts.items()
     }
@@ -189,14 +192,20 @@ def places(stored: Stored) -> dict[str, pa.Array]:
     return columns
 
 
-def _no_envelopes(payloads: pa.Array) -> set[int]:
+def _no_envelopes(payloads: Column) -> set[int]:
     """The rows that do not begin as our writer's events do, or are no UTF-8."""
-    rows = pc.starts_with(payloads, pattern=_ENVELOPE.decode())
-    found = set(pc.indices_nonzero(pc.invert(rows)).to_pylist()) if len(payloads) else set()
+    found = set(rows_where(pc.invert(pc.starts_with(payloads, pattern=_ENVELOPE))))
     try:
         payloads.cast(pa.string())  # the decoder does not look into what it skips
     except pa.ArrowInvalid:
         found |= {row for row, payload in enumerate(payloads.to_pylist()) if not _is_text(payload)}
+    return found
+
+
+def rows_where(mask: Column) -> list[int]:
+    """The rows for which a column is true."""
+    rows: Column = pc.indices_nonzero(pc.fill_null(mask, pa.scalar(value=False)))
+    found: list[int] = rows.to_pylist()
     return found
 
 
@@ -215,15 +224,15 @@ def _tried(payload: bytes) -> RawEvent | None:
         return None
 
 
-def _attributes_of(events: list[RawEvent | None], stored: Stored) -> dict[str, pa.Array]:
+def _attributes_of(events: list[RawEvent | None], stored: Stored) -> dict[str, Column]:
     """The attributes as columns; NULL where there is no event."""
     blank: RawEvent = Event(id="", source="", type="")
     read = [event if event is not None else blank for event in events]
-    columns = {
+    columns: dict[str, Column] = {
         name: pa.array(list(map(attrgetter(_ATTRIBUTE.get(name, name)), read)), pa.string())
         for name in TEXT_ATTRIBUTES
     }
-    time = pa.array([event.time for event in read], _TIME)
+    time: Column = pa.array([event.time for event in read], _TIME)
     columns["time"] = pc.coalesce(time, pc.divide(stored.stored_ns, 1000).cast(_TIME))
     data = pa.array([_data(event.data) for event in read], pa.binary())
     columns["data"] = pa.ExtensionArray.from_storage(_JSON, data.cast(pa.string()))

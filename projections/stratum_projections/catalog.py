@@ -153,7 +153,9 @@ def _known(store: Store) -> dict[str, int]:
 
 def _forget(store: Store, name: str) -> None:
     """Drop what a projection made, and what is known of it."""
-    for home, tables in store.execute("select home, tables from projections where name = ?", [name]):
+    for home, tables in store.execute(
+        "select home, tables from projections where name = ?", [name]
+    ):
         if not name.endswith(BESIDE):
             for table in tables:
                 store.execute(f"drop view if exists main.{table}")
@@ -203,6 +205,4 @@ def _take_over(store: Store, stream: str, projections: Sequence[Projection]) -> 
     positions = store.execute(
         "select projection, sequence from checkpoint where stream = ?", [stream]
     )
-    return Checkpoint(
-        str(store.path), stream, epoch, created, dict(positions), homes, active
-    )
+    return Checkpoint(str(store.path), stream, epoch, created, dict(positions), homes, active)

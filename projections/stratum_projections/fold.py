@@ -137,7 +137,11 @@ class Fold:
         with self._store.transaction():
             for projection in behind:
                 name, after = projection.name, positions[projection.name]
-                seen = rows if after < first else rows.filter(pc.greater(rows["seq"], after))
+                seen = (
+                    rows
+                    if after < first
+                    else rows.filter(pc.greater(rows["seq"], pa.scalar(after)))
+                )
                 if name in left_out:
                     at = batch.message(rows["seq"][0].as_py())
                     parked.append((name, Unreadable(at, _FAILED, left_out[name])))
@@ -154,9 +158,7 @@ class Fold:
         self._checkpoint.moved(names, last)
         return len(parked)
 
-    def _project(
-        self, batch: Decoded, projection: Projection, rows: pa.Table
-    ) -> list[Unreadable]:
+    def _project(self, batch: Decoded, projection: Projection, rows: pa.Table) -> list[Unreadable]:
         """Run the statements of a projection; returns what it refuses."""
         work, start = self.work[projection.name], perf_counter()
         rows = projection.reads(rows)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -24,7 +25,7 @@ from stratum_bus.bus import Bus
 from stratum_bus.config import ProjectorConfig
 from stratum_bus.errors import BlobError, ConnectionLost, InvalidEvent, NoAnswer, NoStream
 from stratum_bus.tasks import task_group
-from stratum_projections.batch import Decoded, Stored, decode
+from stratum_projections.batch import Column, Decoded, Stored, decode, rows_where
 from stratum_projections.lake import read as lake_read
 from stratum_projections.position import Position
 
@@ -142,14 +143,13 @@ def of_table(table: pa.Table, stream: str) -> Stored:
     table = table.combine_chunks()
     seq, subject, stored_ns, headers, payload = (_one(column) for column in table.columns)
     attributes = pc.match_substring(headers, pattern=_BINARY_MODE, ignore_case=True)
-    binary = set(pc.indices_nonzero(pc.fill_null(attributes, fill_value=False)).to_pylist())
     return Stored(
         stream,
         seq,
         subject,
         stored_ns,
         payload,
-        binary,
+        set(rows_where(attributes)),
         lambda row: bulk.message(table, row, stream),
     )
 
@@ -169,14 +169,13 @@ async def whole(bus: Bus, stored: Stored) -> Stored:
 
 
 def _referring(stored: Stored) -> list[int]:
-    subjects = stored.subject.dictionary.to_pylist()
+    subjects: list[str] = stored.subject.dictionary.to_pylist()
     ours = pa.array([subject.startswith(_DEREFERENCED) for subject in subjects], pa.bool_())
     if not pc.any(ours).as_py():
         return []
-    rows = pc.indices_nonzero(ours.take(stored.subject.indices))
-    referring = pc.match_substring(stored.payload.take(rows), pattern=_REFERENCE)
-    found: list[int] = rows.filter(referring).to_pylist()
-    return found
+    rows = pa.array(rows_where(ours.take(stored.subject.indices)), pa.int64())
+    found: Column = rows.filter(pc.match_substring(stored.payload.take(rows), pattern=_REFERENCE))
+    return list(found.to_pylist())
 
 
 async def _whole(bus: Bus, stored: Stored, row: int) -> bytes:
@@ -192,7 +191,6 @@ async def _whole(bus: Bus, stored: Stored, row: int) -> bytes:
             await anyio.sleep(RETRY_SECONDS)
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
+def _one(column: pa.ChunkedArray[Any]) -> Any:
     """A column of one chunk, or of none."""
-    found: pa.Array = column.chunk(0) if column.num_chunks else column.combine_chunks()
-    return found
+    return column.chunk(0) if column.num_chunks else column.combine_chunks()

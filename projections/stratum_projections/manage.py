@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import anyio
@@ -174,10 +175,9 @@ class _Desk:
             await builder.stop(projection.name)
             async with live.turn:
                 live.fold.leave_out(projection.name)
+                setting = partial(catalog.set_paused, paused=paused)
                 await anyio.to_thread.run_sync(
-                    lambda p=projection: catalog.set_paused(
-                        live.store, live.checkpoint, p.name, paused=paused
-                    )
+                    setting, live.store, live.checkpoint, projection.name
                 )
         if not paused:
             builder.start(projections)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -114,7 +115,7 @@ class Projection(msgspec.Struct, frozen=True, kw_only=True):
         return rows.filter(together)
 
 
-def _among(column: pa.ChunkedArray, values: Sequence[str]) -> pa.ChunkedArray:
+def _among(column: Any, values: Sequence[str]) -> Any:
     """Whether each value of a text column is one of `values`; NULL is not."""
     return pc.is_in(column.cast(pa.string()), value_set=pa.array(values, pa.string()))
 

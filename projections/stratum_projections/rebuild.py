@@ -31,14 +31,21 @@ NEAR_EVENTS = 2_000
 
 
 class Building(msgspec.Struct):
-    """How far a projection has come. `end` is where the others are, `eta_seconds` None if unknown.
-    """
+    """How far a projection has come. `end` is where the others are, `eta_seconds` None if unknown."""
 
     version: int
     sequence: int
     end: int
     events_per_s: float = 0.0
     eta_seconds: float | None = None
+
+
+class _Task(msgspec.Struct):
+    """The building of projections that go together."""
+
+    slots: list[Projection]
+    scope: anyio.CancelScope
+    ended: anyio.Event
 
 
 class Builder:
@@ -48,7 +55,7 @@ class Builder:
         self._live = live
         self._tasks = tasks
         self.building: dict[str, Building] = {}
-        self._running: dict[str, tuple[anyio.CancelScope, list[Projection]]] = {}
+        self._running: dict[str, _Task] = {}
 
     def start(self, projections: Sequence[Projection]) -> None:
         """Bring projections (by the names under which they are built) to where the others are.
@@ -60,7 +67,9 @@ class Builder:
             return self._live.checkpoint.positions[projection.name]
 
         for _, group in groupby(sorted(projections, key=at), key=at):
-            self._tasks.start_soon(self._build, list(group))
+            task = _Task(list(group), anyio.CancelScope(), anyio.Event())
+            self._running |= {slot.name: task for slot in task.slots}
+            self._tasks.start_soon(self._build, task)
 
     async def rebuild(self, projections: Sequence[Projection]) -> None:
         """Begin projections anew beside themselves."""
@@ -80,30 +89,28 @@ class Builder:
 
     async def stop(self, name: str) -> None:
         """End the building of a projection, if there is one. Others of its group begin again."""
-        if name not in self._running:
-            return
-        scope, slots = self._running[name]
-        scope.cancel()
-        while name in self._running:
-            await anyio.sleep(0.01)
-        self.start([slot for slot in slots if slot.name != name])
+        if task := self._running.get(name):
+            task.scope.cancel()
+            await task.ended.wait()
+            self.start([slot for slot in task.slots if slot.name != name])
 
-    async def _build(self, slots: list[Projection]) -> None:
-        live, names = self._live, [slot.name for slot in slots]
-        with anyio.CancelScope() as scope:
-            self._running |= {name: (scope, slots) for name in names}
-            store = await anyio.to_thread.run_sync(live.store.beside)
-            try:
-                fold = await anyio.to_thread.run_sync(Fold, store, live.checkpoint, slots)
-                await self._approach(fold, slots)
-                async with live.turn:
-                    await self._join(fold, slots)
-                log.info("built %s", ", ".join(name.removesuffix(BESIDE) for name in names))
-            finally:
-                store.close()
-                for name in names:
-                    self.building.pop(name.removesuffix(BESIDE), None)
-                    self._running.pop(name, None)
+    async def _build(self, task: _Task) -> None:
+        live, slots = self._live, task.slots
+        try:
+            with task.scope:
+                store = await anyio.to_thread.run_sync(live.store.beside)
+                try:
+                    fold = await anyio.to_thread.run_sync(Fold, store, live.checkpoint, slots)
+                    await self._approach(fold, slots)
+                    async with live.turn:
+                        await self._join(fold, slots)
+                finally:
+                    store.close()
+        finally:
+            for slot in slots:
+                self.building.pop(_final(slot), None)
+                del self._running[slot.name]
+            task.ended.set()
 
     async def _approach(self, fold: Fold, slots: Sequence[Projection]) -> None:
         """Fold until few are left. The others move on meanwhile."""
@@ -115,8 +122,7 @@ class Builder:
             rate = (at - first) / max(monotonic() - began, 1e-3)
             eta = (end - at) / rate if rate else None
             for slot in slots:
-                name = slot.name.removesuffix(BESIDE)
-                self.building[name] = Building(slot.version, at, end, rate, eta)
+                self.building[_final(slot)] = Building(slot.version, at, end, rate, eta)
 
         note()
         while (end := live.position.sequence) - positions[slots[0].name] > NEAR_EVENTS:
@@ -131,8 +137,8 @@ class Builder:
                 await anyio.to_thread.run_sync(
                     catalog.adopt, live.store, live.checkpoint, slot.name
                 )
-                projection = live.projections[slot.name.removesuffix(BESIDE)]
-                live.fold.take_in(projection, fold.work[slot.name])
+                live.fold.take_in(live.projections[_final(slot)], fold.work[slot.name])
+        log.info("built %s", ", ".join(map(_final, slots)))
 
     async def _fold(
         self, fold: Fold, slots: Sequence[Projection], end: int, note: Callable[[], None]
@@ -151,3 +157,8 @@ class Builder:
                 if batch.decoded is not None:
                     await anyio.to_thread.run_sync(fold.fold, batch.decoded)
                     note()
+
+
+def _final(slot: Projection) -> str:
+    """The name that the projection has when it is built."""
+    return slot.name.removesuffix(BESIDE)

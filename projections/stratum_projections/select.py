@@ -33,6 +33,7 @@ _READER_SETTINGS = {
     "operator_memory_limit": "'128MB'",
 }
 _READS = {"SELECT", "EXPLAIN"}
+_WRITES = re.compile(r"read-only mode|[Cc]an only (?:insert|update|delete|merge)")
 _ROWS_AT_ONCE = 65_536
 SQL_ERRORS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
 
@@ -135,7 +136,7 @@ def _limited(
 
 def _query_error(error: Exception) -> QueryError:
     text = sentence(error)
-    if isinstance(error, duckdb.PermissionException) or "read-only mode" in text:
+    if isinstance(error, duckdb.PermissionException) or _WRITES.search(text):
         return QueryError("not_read_only", f"only reading the projections is allowed: {text}")
     return QueryError("syntax" if isinstance(error, SQL_ERRORS) else "failed", text)
 
