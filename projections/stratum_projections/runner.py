@@ -33,13 +33,13 @@ from stratum_bus.message import Message
 from stratum_bus.read import Reader
 from stratum_bus.tasks import task_group
 from stratum_projections import snapshot
+from stratum_projections.answering import serve
 from stratum_projections.checkpoint import STREAM, Checkpoint, install
 from stratum_projections.fold import Applied, Fold
 from stratum_projections.lake import keep
 from stratum_projections.lake import read as lake_read
 from stratum_projections.position import Position
 from stratum_projections.projection import Projection
-from stratum_projections.query import serve
 from stratum_projections.store import Store
 from stratum_projections.views import SHIPPED
 
