@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 
 import anyio
 
+from stratum_agents.supervision import incidents
 from stratum_agents.supervision.beats import Beats
 from stratum_agents.supervision.common import Common, Say
 from stratum_agents.supervision.desk import FILTERS, Desk
@@ -60,7 +61,7 @@ class Supervisor:
         self._spare = spare
         self.metrics = Metrics()
         self.vitals = Vitals(NAME, heartbeat.SUPERVISOR, new_instance())
-        self.beats = Beats(lambda name: self.metrics.beats.labels(name).inc())
+        self.beats = Beats(self.metrics.heard)
         self.keepers: dict[str, Keeper] = {}
         self.connected: Callable[[], bool] = lambda: False
         self.opened = anyio.Event()
@@ -102,6 +103,7 @@ class Supervisor:
                 self.opened.set()
                 async with task_group() as helping:
                     helping.start_soon(spares.keep)
+                    helping.start_soon(incidents.count, bus, self.metrics)
                     await self._obey(bus, desk, stop)
                     helping.cancel_scope.cancel()
                 self.vitals.set_stopping()

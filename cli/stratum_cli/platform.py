@@ -246,11 +246,11 @@ async def _until_listening(bus: Bus, supervisor: Supervisor, agent: str) -> None
 
 
 async def _until_answering(bus: Bus) -> None:
-    from stratum_projections import query
+    from stratum_projections import ask
 
     while True:
         try:
-            await query.ask(bus, "select 1", projector=PROJECTOR, timeout_seconds=1)
+            await ask(bus, "select 1", projector=PROJECTOR, timeout_seconds=1)
             return
         except (NoStream, QueryError):
             await anyio.sleep(_QUERY_EVERY_SECONDS)

@@ -15,7 +15,7 @@ from stratum_projections.checkpoint import CORE, STREAM, Checkpoint
 from stratum_projections.projection import BESIDE, Projection, quoted, together
 from stratum_projections.store import Store
 
-_LAYOUT = 2
+LAYOUT = 2
 """The version of the core's own tables."""
 
 _TABLES = (
@@ -32,7 +32,7 @@ _TABLES = (
     f"""create view reflected as
         select coalesce(min(sequence), 0) as sequence
         from checkpoint where active and stream = {quoted(STREAM)}""",
-    f"insert into projections values ({quoted(CORE)}, {_LAYOUT}, [], 'main', false)",
+    f"insert into projections values ({quoted(CORE)}, {LAYOUT}, [], 'main', false)",
 )
 
 
@@ -125,7 +125,7 @@ def set_paused(store: Store, checkpoint: Checkpoint, name: str, *, paused: bool)
     """Keep a projection from being folded, also over a restart; or let it be on its way again."""
     with store.transaction():
         store.execute("update projections set paused = ? where name = ?", [paused, name])
-        checkpoint.leave(store, name)
+        checkpoint.leave(name)
 
 
 def paused(store: Store) -> set[str]:
@@ -142,7 +142,7 @@ def _known(store: Store) -> dict[str, int]:
     found: dict[str, int] = {}
     if "projections" in tables or not tables:
         found = dict(store.execute("select name, version from projections"))
-    if found.pop(CORE, None) != _LAYOUT:
+    if found.pop(CORE, None) != LAYOUT:
         raise ProjectorError(
             "file",
             f"{store.path} was made by another version of Stratum: "
@@ -205,4 +205,4 @@ def _take_over(store: Store, stream: str, projections: Sequence[Projection]) -> 
     positions = store.execute(
         "select projection, sequence from checkpoint where stream = ?", [stream]
     )
-    return Checkpoint(str(store.path), stream, epoch, created, dict(positions), homes, active)
+    return Checkpoint(store, stream, epoch, created, dict(positions), homes, active)

@@ -27,7 +27,7 @@ class Checkpoint:
 
     def __init__(
         self,
-        path: str,
+        store: Store,
         stream: str,
         epoch: int,
         created: str,
@@ -35,7 +35,7 @@ class Checkpoint:
         homes: dict[str, str],
         active: set[str],
     ) -> None:
-        self._path = path
+        self._store = store
         self.stream = stream
         self.epoch = epoch
         self.created = created
@@ -53,18 +53,21 @@ class Checkpoint:
         """The sequence that the core has read, and every active projection of a projector."""
         return self.positions[CORE]
 
-    def leave(self, store: Store, name: str) -> None:
+    def leave(self, name: str) -> None:
         """Let a projection be active no more."""
-        store.execute("update checkpoint set active = false where projection = ?", [name])
+        self._store.execute("update checkpoint set active = false where projection = ?", [name])
         self.active.discard(name)
 
-    def bind(self, store: Store, created: str) -> None:
+    def bind(self, created: str) -> None:
         """Note which stream of this name it is, by when the server says it was created."""
-        store.execute("update checkpoint set created = ? where stream = ?", [created, self.stream])
+        self._store.execute(
+            "update checkpoint set created = ? where stream = ?", [created, self.stream]
+        )
         self.created = created
 
     def advance(self, store: Store, names: Sequence[str], sequence: int) -> None:
-        """Move the projections to `sequence`, inside the caller's transaction.
+        """Move the projections to `sequence`, inside a transaction of `store`, which is the
+        caller's own opening of the file.
 
         Raises ProjectorError `fenced`. `moved` is to be called when it is committed.
         """
@@ -77,7 +80,7 @@ class Checkpoint:
             )
             if len(found) != len(expected):
                 raise ProjectorError(
-                    "fenced", f"another projector has taken over {self._path}: stopping"
+                    "fenced", f"another projector has taken over {self._store.path}: stopping"
                 )
 
     def moved(self, names: Sequence[str], sequence: int) -> None:

@@ -15,10 +15,11 @@ from stratum_projections.batch import Decoded
 from stratum_projections.catalog import install, paused
 from stratum_projections.checkpoint import STREAM
 from stratum_projections.fold import Applied, Fold
-from stratum_projections.ingest import LOST_SERVER, RETRY_SECONDS, batches
+from stratum_projections.ingest import batches
 from stratum_projections.position import Position
 from stratum_projections.projection import Projection
 from stratum_projections.store import Store
+from stratum_projections.whole import LOST_SERVER, RETRY_SECONDS
 
 log = logging.getLogger("stratum.projector")
 
@@ -63,7 +64,7 @@ class Live:
             at_core = checkpoint.positions[slot.name] == checkpoint.core
             if projection.name in held or (slot is projection and at_core):
                 continue
-            checkpoint.leave(self.store, projection.name)
+            checkpoint.leave(projection.name)
             found.append(slot)
         return found
 
@@ -88,7 +89,7 @@ class Live:
                 raise
         created, state = info["created"], info["state"]
         if not checkpoint.created:
-            await anyio.to_thread.run_sync(checkpoint.bind, self.store, created)
+            await anyio.to_thread.run_sync(checkpoint.bind, created)
         position = checkpoint.position
         if created != checkpoint.created:
             raise self._foreign(f"was made anew at {created}")

@@ -1,57 +1,68 @@
-"""SQL on the projections: answered by the projector over NATS, or from its file when none runs.
+"""SQL on the projections, the asking side: of a running projector over NATS, or of its file.
 
-The request goes to `query.<projector>` with a reply subject: the SQL as it is, or JSON with `sql`,
-`wait_for`, `timeout_seconds`, `max_rows`. The answer is an Arrow IPC stream (LZ4), cut into
-messages of at most 700 kB; the last one says so in its headers, or says why there is no answer.
+The request goes to `query.<projector>` with a reply subject. It is the SQL as it is, or a JSON
+object with `sql` and, if wanted, `wait_for` (a sequence of the log that the answer must reflect),
+`timeout_seconds`, `max_rows`, `format` (`arrow` or `json`) and `window`.
+
+The answer is one or more messages whose payloads, one after the other, are an Arrow IPC stream
+(LZ4), or with `json` an object a line; each has at most 700 kB. All that have a payload say in
+`Stratum-Sequence` what sequence of the log the rows reflect. The last message has `Stratum-Last`;
+it has `Stratum-Error`, a word (see `QueryError`), and `Stratum-Error-Text`, a sentence, if the
+answer is none or breaks off. Nobody there: the server's status 503.
+
+Who unsubscribes from the reply subject, or goes away, ends the query: while it runs, an empty
+message comes each half a second to find that out. All but the last message have a reply subject:
+`cancel` sent there ends the query too. Who named a `window` is sent no more than so many messages
+with a payload, until it has said `next` there for the first of them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Annotated, Literal
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
 import msgspec
 import pyarrow as pa
-from anyio.abc import TaskStatus
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from stratum_bus import subject
+from stratum_bus import config as configs
+from stratum_bus import connect, subject
 from stratum_bus.bus import Bus
-from stratum_bus.config import ProjectorConfig
-from stratum_bus.errors import BusError, QueryError
+from stratum_bus.data_dir import locate
+from stratum_bus.errors import ConnectionLost, PermissionDenied, QueryError, StratumError
 from stratum_bus.jetstream import Connection, Reply
-from stratum_bus.tasks import task_group
-from stratum_projections.position import Position
 from stratum_projections.select import open_read_only, select
-from stratum_projections.store import Store
-
-CHUNK_BYTES = 700_000
-READERS = 8
-"""Queries that run at the same time; further ones wait for their turn."""
 
 TIMEOUT_SECONDS = 10.0
 MAX_ROWS = 100_000
+WINDOW = 8
+"""How many messages a projector may be ahead of who reads a stream of rows."""
 
 HEADER_LAST = "Stratum-Last"
 HEADER_SEQUENCE = "Stratum-Sequence"
 HEADER_ERROR = "Stratum-Error"
 HEADER_ERROR_TEXT = "Stratum-Error-Text"
+CANCEL, NEXT = b"cancel", b"next"
 
 _GRACE_SECONDS = 2.0
-_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 class Query(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What is asked. `wait_for` is a sequence that the answer must reflect."""
+    """What is asked."""
 
     sql: str
-    wait_for: int | None = None
-    timeout_seconds: float = TIMEOUT_SECONDS
-    max_rows: int = MAX_ROWS
+    wait_for: Annotated[int, Meta(ge=0)] | None = None
+    timeout_seconds: Annotated[float, Meta(gt=0)] = TIMEOUT_SECONDS
+    max_rows: Annotated[int, Meta(ge=0)] = MAX_ROWS
+    format: Literal["arrow", "json"] = "arrow"
+    window: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Answer(Struct, frozen=True):
@@ -59,6 +70,60 @@ class Answer(Struct, frozen=True):
 
     table: pa.Table
     sequence: int
+
+
+async def query(
+    sql: str,
+    *,
+    bus: Bus | None = None,
+    url: str | None = None,
+    projector: str = "main",
+    wait_for: int | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    max_rows: int = MAX_ROWS,
+) -> pa.Table:
+    """The rows of one SELECT: `table = await query("select * from memory")`.
+
+    The projector is asked on the open `bus`, else on the server at `url`, else on the one that the
+    `stratum` command would take in this folder (STRATUM_NATS_URL, stratum.toml, .stratum); where
+    none runs there, its file is read. `wait_for` is a sequence of the log that the rows must
+    reflect, as `bus.publish` returns it.
+
+    Raises what `ask` and `query_file` raise.
+    """
+
+    async def ask_on(bus: Bus) -> Answer:
+        return await ask(
+            bus, sql, projector=projector, wait_for=wait_for, timeout_seconds=timeout_seconds,
+            max_rows=max_rows,
+        )  # fmt: skip
+
+    if bus is not None:
+        return (await ask_on(bus)).table
+    config = None if url else configs.load()
+    if config is not None:
+        running = None if config.server.url else locate(config.server.data_dir)
+        url = running.url if running else config.server.url
+    silent: StratumError = QueryError("no_projector", "no server runs here: see `stratum up`")
+    if url:
+        try:
+            async with connect(url, name="stratum-query") as own:
+                return (await ask_on(own)).table
+        except (ConnectionLost, QueryError) as error:
+            if config is None or getattr(error, "reason", "no_projector") != "no_projector":
+                raise
+            silent = error
+    assert config is not None
+    path = Path(config.projector.path)
+    directories = [Path(config.lake.path)] if config.lake.path else []
+
+    def read() -> Answer:
+        return of_stopped(
+            path, sql, silent, wait_for=wait_for, timeout_seconds=timeout_seconds,
+            max_rows=max_rows, directories=directories,
+        )  # fmt: skip
+
+    return (await anyio.to_thread.run_sync(read)).table
 
 
 async def ask(
@@ -73,27 +138,57 @@ async def ask(
     """Ask a running projector.
 
     Raises QueryError: `no_projector` where none runs, `behind` where `wait_for` was not reached
-    within the time, the reasons of `select`; and ConnectionLost.
+    within the time, `busy` where too many ask, `too_large`, the reasons of `select`; also
+    PermissionDenied where the server does not let this user ask, and ConnectionLost.
     """
-    connection, inbox = bus.connection, bus.connection.new_inbox()
-    send, receive = anyio.create_memory_object_stream[Reply](float("inf"))
-    body = msgspec.json.encode(Query(sql, wait_for, timeout_seconds, max_rows))
-    chunks: list[bytes] = []
-    async with send, receive, connection.subscribe(inbox, send.send_nowait):
-        await connection.send(_subject(projector), body, reply=inbox)
-        with anyio.move_on_after(timeout_seconds + _GRACE_SECONDS):
-            async for reply in receive:
-                headers = reply.headers or {}
-                if reply.status == "503":
-                    text = f"no projector {projector!r} answers: `stratum up` starts one"
-                    raise QueryError("no_projector", text)
-                if HEADER_ERROR in headers:
-                    raise QueryError(headers[HEADER_ERROR], headers[HEADER_ERROR_TEXT])
-                chunks.append(reply.payload)
-                if HEADER_LAST in headers:
-                    with pa.ipc.open_stream(b"".join(chunks)) as stream:
-                        return Answer(stream.read_all(), int(headers[HEADER_SEQUENCE]))
-    raise QueryError("timeout", f"projector {projector!r} did not answer in {timeout_seconds:g} s")
+    asked = Query(sql, wait_for, timeout_seconds, max_rows)
+    async with _asking(bus.connection, projector, asked) as answering:
+        chunks = []
+        while chunk := await answering.next():
+            chunks.append(chunk)
+    with pa.ipc.open_stream(chunks[0] if len(chunks) == 1 else b"".join(chunks)) as stream:
+        return Answer(stream.read_all(), answering.sequence)
+
+
+class Rows:
+    """An answer as it comes in: `async for batch in rows`, once. Made by `stream`."""
+
+    def __init__(self, reader: pa.RecordBatchStreamReader, sequence: int) -> None:
+        self.schema: pa.Schema = reader.schema
+        self.sequence = sequence
+        self._reader = reader
+
+    async def __aiter__(self) -> AsyncIterator[pa.RecordBatch]:
+        while (batch := await anyio.to_thread.run_sync(self._next)) is not None:
+            yield batch
+
+    def _next(self) -> pa.RecordBatch | None:
+        try:
+            return self._reader.read_next_batch()
+        except StopIteration:
+            return None
+
+
+@asynccontextmanager
+async def stream(
+    bus: Bus,
+    sql: str,
+    *,
+    projector: str = "main",
+    wait_for: int | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    max_rows: int = MAX_ROWS,
+) -> AsyncIterator[Rows]:
+    """As `ask`, for answers that memory need not hold: their rows are yielded as they come.
+
+    The projector waits for who reads them. Leaving ends the query. Raises as `ask` does, also while
+    rows are read.
+    """
+    asked = Query(sql, wait_for, timeout_seconds, max_rows, window=WINDOW)
+    async with _asking(bus.connection, projector, asked) as answering:
+        source = _Source(answering)
+        reader = await anyio.to_thread.run_sync(pa.ipc.open_stream, source)
+        yield Rows(reader, answering.sequence)
 
 
 def query_file(
@@ -116,121 +211,135 @@ def query_file(
         return Answer(pa.Table.from_batches(batches, schema), sequence)
 
 
-async def serve(
-    connection: Connection,
-    store: Store,
-    position: Position,
-    projector: str,
-    config: ProjectorConfig,
+def of_stopped(
+    path: Path,
+    sql: str,
+    silent: StratumError,
     *,
-    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-) -> None:
-    """Answer queries until cancelled. `config` bounds the time and the rows of any query."""
-    service = _Service(connection, store, position, config)
-    async with task_group() as tasks:
+    wait_for: int | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    max_rows: int = MAX_ROWS,
+    directories: Sequence[Path] = (),
+) -> Answer:
+    """As `query_file`, where no projector answers, as `silent` says. Blocking.
 
-        def take(request: Reply) -> None:
-            tasks.start_soon(service.answer, request)
-
-        async with connection.subscribe(_subject(projector), take, queue="projector"):
-            task_status.started()
-            await anyio.sleep_forever()
-
-
-class _Service:
-    def __init__(
-        self, connection: Connection, store: Store, position: Position, config: ProjectorConfig
-    ) -> None:
-        self._connection = connection
-        self._store = store
-        self._position = position
-        self._config = config
-        self._limiter = anyio.CapacityLimiter(READERS)
-
-    async def answer(self, request: Reply) -> None:
-        """Answer one request, by rows or by an error."""
-        try:
-            query = self._decoded(request.payload)
-            if query.wait_for is not None:
-                await self._wait(query.wait_for, query.timeout_seconds)
-            sequence = await anyio.to_thread.run_sync(
-                self._run, query, request.reply, limiter=self._limiter
-            )
-            headers = {HEADER_LAST: "1", HEADER_SEQUENCE: str(sequence)}
-        except QueryError as error:
-            text = " ".join(str(error).split())
-            headers = {HEADER_LAST: "1", HEADER_ERROR: error.reason, HEADER_ERROR_TEXT: text}
-        except BusError:
-            return  # nobody is left to tell
-        await self._send(request.reply, b"", headers)
-
-    def _decoded(self, payload: bytes) -> Query:
-        try:
-            if payload.lstrip().startswith(b"{"):
-                query = msgspec.json.decode(payload, type=Query)
-            else:
-                query = Query(payload.decode())
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise QueryError("syntax", f"the request is not a query: {error}") from error
-        return Query(
-            query.sql,
-            query.wait_for,
-            min(query.timeout_seconds, self._config.query_seconds),
-            min(query.max_rows, self._config.query_rows),
+    Raises that where there is no file, and QueryError as `query_file` does, `no_projector` where a
+    projector that cannot be asked has it, `behind`.
+    """
+    if not path.exists():
+        raise silent
+    try:
+        found = query_file(
+            path, sql, timeout_seconds=timeout_seconds, max_rows=max_rows, directories=directories
         )
-
-    async def _wait(self, sequence: int, timeout_seconds: float) -> None:
-        if not await self._position.reach(sequence, timeout_seconds):
-            raise QueryError(
-                "behind",
-                f"the projections reflect sequence {self._position.sequence}, and did not reach "
-                f"{sequence} within {timeout_seconds:g} s",
-            )
-
-    def _run(self, query: Query, reply: str) -> int:
-        """In a thread: send the rows as they come, and return the sequence they reflect."""
-        reader = self._store.reader()
-        seconds, rows = query.timeout_seconds, query.max_rows
-        try:
-            with select(reader, query.sql, timeout_seconds=seconds, max_rows=rows) as found:
-                sequence, schema, batches = found
-                out = _Chunks(lambda chunk: anyio.from_thread.run(self._send, reply, chunk, None))
-                with pa.ipc.new_stream(out, schema, options=_OPTIONS) as writer:
-                    for batch in batches:
-                        writer.write_batch(batch)
-                out.send()
-                return sequence
-        finally:
-            reader.close()
-
-    async def _send(self, reply: str, payload: bytes, headers: dict[str, str] | None) -> None:
-        if reply:
-            await self._connection.send(reply, payload, headers)
+    except QueryError as error:
+        if error.reason == "locked":  # its projector starts just now, or serves another bus
+            raise QueryError("no_projector", f"{silent}; {error}") from None
+        raise
+    if wait_for is not None and found.sequence < wait_for:
+        raise QueryError(
+            "behind",
+            f"no projector runs, and {path} reflects sequence {found.sequence}, not {wait_for}: "
+            "start the projector with `stratum up`",
+        )
+    return found
 
 
-class _Chunks(io.RawIOBase):
-    """A file that sends what is written to it in messages of at most CHUNK_BYTES."""
+@asynccontextmanager
+async def _asking(
+    connection: Connection, projector: str, asked: Query
+) -> AsyncIterator[_Answering]:
+    inbox, to = connection.new_inbox(), subject_of(projector)
+    answering = _Answering(connection, projector, asked, inbox)
+    forget = connection.on_change(answering.trouble)
+    try:
+        async with connection.subscribe(inbox, answering.take, drain=False):
+            await connection.send(to, msgspec.json.encode(asked), reply=inbox)
+            yield answering
+    finally:
+        forget()
 
-    def __init__(self, send: Callable[[bytes], None]) -> None:
-        self._send = send
+
+class _Answering:
+    """The messages of one answer."""
+
+    def __init__(self, connection: Connection, projector: str, asked: Query, inbox: str) -> None:
+        self.sequence = 0
+        self._connection = connection
+        self._projector = projector
+        self._asked = asked
+        self._subjects = (subject_of(projector), inbox)
+        self._used = ""
+        self._ended = False
+        self._deadline = anyio.current_time() + asked.timeout_seconds + _GRACE_SECONDS
+        self._came: asyncio.Queue[Reply | StratumError] = asyncio.Queue()
+
+    def take(self, reply: Reply) -> None:
+        self._came.put_nowait(reply)
+
+    def trouble(self, denied: PermissionDenied | None) -> None:
+        """The connection's state has changed, or the server has forbidden something."""
+        if denied is not None:
+            # the library lowers the case of the server's message
+            for each in self._subjects:
+                if each.lower() == denied.subject.lower():
+                    self._came.put_nowait(PermissionDenied(each, denied.operation))
+        elif not self._connection.connected:
+            text = f"the connection broke before {self._subjects[0]} was answered"
+            self._came.put_nowait(ConnectionLost(text, subject=self._subjects[0]))
+
+    async def next(self) -> bytes:
+        """The next part of the answer; nothing after the last one."""
+        if self._used:
+            await self._connection.send(self._used, NEXT)
+            self._used = ""
+        while not self._ended:
+            reply = await self._reply()
+            headers = reply.headers or {}
+            if HEADER_ERROR in headers:
+                raise QueryError(headers[HEADER_ERROR], headers.get(HEADER_ERROR_TEXT, ""))
+            self._ended = HEADER_LAST in headers
+            if reply.payload:
+                self.sequence = int(headers.get(HEADER_SEQUENCE, 0))
+                self._used = reply.reply if self._asked.window and not self._ended else ""
+                return reply.payload
+        return b""
+
+    async def _reply(self) -> Reply:
+        with anyio.CancelScope(deadline=self._deadline):
+            found = await self._came.get()
+            if isinstance(found, StratumError):
+                raise found
+            if found.status == "503":
+                text = f"no projector {self._projector!r} answers: `stratum up` starts one"
+                raise QueryError("no_projector", text)
+            return found
+        seconds = self._asked.timeout_seconds
+        text = f"projector {self._projector!r} did not answer in {seconds:g} s"
+        raise QueryError("timeout", text)
+
+
+class _Source(io.RawIOBase):
+    """An answer as a file, for a thread that reads it."""
+
+    def __init__(self, answering: _Answering) -> None:
+        self._answering = answering
         self._buffer = bytearray()
 
-    def writable(self) -> bool:
+    def read(self, size: int = -1) -> bytes:
+        while size < 0 or len(self._buffer) < size:
+            chunk = anyio.from_thread.run(self._answering.next)
+            if not chunk:
+                break
+            self._buffer += chunk
+        found = bytes(self._buffer if size < 0 else self._buffer[:size])
+        del self._buffer[: len(found)]
+        return found
+
+    def readable(self) -> bool:
         return True
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        self._buffer += data
-        while len(self._buffer) >= CHUNK_BYTES:
-            self._send(bytes(self._buffer[:CHUNK_BYTES]))
-            del self._buffer[:CHUNK_BYTES]
-        return len(data)
 
-    def send(self) -> None:
-        """Send what is left."""
-        if self._buffer:
-            self._send(bytes(self._buffer))
-            self._buffer.clear()
-
-
-def _subject(projector: str) -> str:
+def subject_of(projector: str) -> str:
+    """Where a projector is asked; raises InvalidName."""
     return f"query.{subject.token(projector, 'projector name')}"

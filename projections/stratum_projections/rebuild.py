@@ -69,6 +69,7 @@ class Builder:
         for _, group in groupby(sorted(projections, key=at), key=at):
             task = _Task(list(group), anyio.CancelScope(), anyio.Event())
             self._running |= {slot.name: task for slot in task.slots}
+            self._note(task.slots)
             self._tasks.start_soon(self._build, task)
 
     async def rebuild(self, projections: Sequence[Projection]) -> None:
@@ -118,15 +119,18 @@ class Builder:
         first, began = positions[slots[0].name], monotonic()
 
         def note() -> None:
-            at, end = positions[slots[0].name], live.position.sequence
-            rate = (at - first) / max(monotonic() - began, 1e-3)
-            eta = (end - at) / rate if rate else None
-            for slot in slots:
-                self.building[_final(slot)] = Building(slot.version, at, end, rate, eta)
+            done = positions[slots[0].name] - first
+            self._note(slots, done / max(monotonic() - began, 1e-3))
 
-        note()
         while (end := live.position.sequence) - positions[slots[0].name] > NEAR_EVENTS:
             await self._fold(fold, slots, end, note)
+
+    def _note(self, slots: Sequence[Projection], rate: float = 0.0) -> None:
+        """Let it be known how far they are."""
+        at, end = self._live.checkpoint.positions[slots[0].name], self._live.position.sequence
+        eta = max(0, end - at) / rate if rate else None
+        for slot in slots:
+            self.building[_final(slot)] = Building(slot.version, at, end, rate, eta)
 
     async def _join(self, fold: Fold, slots: Sequence[Projection]) -> None:
         """With nothing else being folded: the rest, and into the midst of the others."""

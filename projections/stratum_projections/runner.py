@@ -18,12 +18,12 @@ from stratum_bus.config import LakeConfig, ProjectorConfig
 from stratum_bus.heartbeat import Vitals
 from stratum_bus.tasks import task_group
 from stratum_projections import manage, snapshot
+from stratum_projections.answering import serve
 from stratum_projections.checkpoint import STREAM
 from stratum_projections.lake import keep
 from stratum_projections.live import Live
 from stratum_projections.position import Position
 from stratum_projections.projection import Projection
-from stratum_projections.query import serve
 from stratum_projections.rebuild import Builder
 from stratum_projections.store import Store
 from stratum_projections.views import SHIPPED

@@ -23,8 +23,20 @@ from stratum_bus.errors import QueryError
 MEMORY_LIMIT_MB = 256
 """DuckDB's own limit; Python and Arrow come on top of it, with some 100 MB."""
 
+SQL_CHARACTERS = 65_536
+"""Longer statements take seconds and gigabytes to be read, which cannot be interrupted."""
+
+AGAIN_SECONDS = 0.2
+"""How often a query that is to end is interrupted."""
+
+JSON_FIELD: dict[bytes | str, bytes | str] = {b"stratum": b"json"}
+"""The metadata of a column that is text in Arrow and JSON in DuckDB."""
+
 Reader = duckdb.DuckDBPyConnection
 """A connection for `select`."""
+
+Found = tuple[int, pa.Schema, Iterator[pa.RecordBatch]]
+"""What a query finds: the sequence that it reflects, columns and rows."""
 
 _READER_SETTINGS = {
     "TimeZone": "'UTC'",
@@ -33,8 +45,16 @@ _READER_SETTINGS = {
     "operator_memory_limit": "'128MB'",
 }
 _READS = {"SELECT", "EXPLAIN"}
-_WRITES = re.compile(r"read-only mode|[Cc]an only (?:insert|update|delete|merge)")
-_ROWS_AT_ONCE = 65_536
+_WRITES = re.compile(r"read-only mode|base table|is not an table")
+_ROWS_AT_ONCE = 8_192
+_ACTS = re.compile(
+    # Functions that a SELECT may call and that do something, or run SQL that was not looked at;
+    # before the bracket may stand what separates words, and comments.
+    r"\b(force_checkpoint|checkpoint|truncate_duckdb_logs|write_log|(?:en|dis)able_(?:logging|profiling)"
+    r"|query|query_table|setseed)"
+    r'"?(?:[^\w(),;"\'/-]|/\*.*?\*/|--[^\n]*\n)*\(',
+    re.IGNORECASE | re.DOTALL,
+)
 SQL_ERRORS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
 
 
@@ -65,49 +85,128 @@ def open_read_only(path: Path | str, directories: Sequence[Path] = ()) -> Iterat
         connection.close()
 
 
+class Stop:
+    """Ends a query of another thread. What it is doing may take a while to be interruptible, or may
+    not have begun: whoever has said `set` says `again` until the query has ended.
+    """
+
+    def __init__(self) -> None:
+        self.error: QueryError | None = None
+        self._reader: Reader | None = None
+        self._lock = threading.Lock()
+
+    def set(self, error: QueryError) -> None:
+        """End the query with this error, if it has none yet."""
+        self.error = self.error or error
+        self.again()
+
+    def again(self) -> None:
+        with self._lock:  # the reader may have another query as soon as this one has ended
+            if self._reader is not None:
+                self._reader.interrupt()
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    @contextmanager
+    def over(self, reader: Reader) -> Iterator[None]:
+        self._reader = reader
+        try:
+            self.check()
+            yield
+        finally:
+            with self._lock:
+                self._reader = None
+
+
 @contextmanager
-def select(
-    reader: Reader, sql: str, *, timeout_seconds: float, max_rows: int
-) -> Iterator[tuple[int, pa.Schema, Iterator[pa.RecordBatch]]]:
+def stopping_after(seconds: float) -> Iterator[Stop]:
+    """A Stop that is set after so many seconds."""
+    stop, ended = Stop(), threading.Event()
+
+    def watch() -> None:
+        if not ended.wait(seconds):
+            stop.set(took_too_long(seconds))
+        while not ended.wait(AGAIN_SECONDS):
+            stop.again()
+
+    thread = threading.Thread(target=watch, name="query-limit", daemon=True)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        ended.set()
+        thread.join()
+
+
+def took_too_long(seconds: float) -> QueryError:
+    text = f"the query took more than {seconds:g} s: narrow it, or allow more"
+    return QueryError("timeout", text)
+
+
+@contextmanager
+def select(reader: Reader, sql: str, *, timeout_seconds: float, max_rows: int) -> Iterator[Found]:
+    """As `select_until`, stopped after a time: QueryError `timeout`."""
+    with (
+        stopping_after(timeout_seconds) as stop,
+        select_until(reader, sql, stop=stop, max_rows=max_rows) as found,
+    ):
+        yield found
+
+
+@contextmanager
+def select_until(reader: Reader, sql: str, *, stop: Stop, max_rows: int) -> Iterator[Found]:
     """Run one statement that only reads, in one snapshot: its sequence, columns and rows.
 
-    A reader is for one call. Raises QueryError, also while the rows are read: `not_read_only`, `syntax`, `timeout`,
-    `too_many_rows`, `failed`.
+    Columns of JSON are text, and say so in their field's metadata (JSON_FIELD). A reader is for one
+    query, or see `renew`. Raises QueryError, also while the rows are read: `not_read_only`,
+    `syntax`, `too_many_rows`, `failed`, and the error of `stop`.
     """
-    expired = threading.Event()
-
-    def expire() -> None:
-        expired.set()
-        reader.interrupt()
-
-    timer = threading.Timer(timeout_seconds, expire)
-    timer.start()
     try:
-        _must_only_read(reader, sql)
-        # The statement's type is not enough: a SELECT may hold an INSERT in its WITH.
-        reader.execute("begin transaction read only").fetchall()
-        sequence = reflected(reader)
-        rows = reader.sql(sql).to_arrow_reader(_ROWS_AT_ONCE)
-        yield sequence, rows.schema, _limited(rows, max_rows, expired)
-    except (duckdb.Error, pa.ArrowException, OSError, _Expired) as error:
+        with stop.over(reader):
+            statement = _must_only_read(reader, sql)
+            # The statement's type is not enough: a SELECT may hold an INSERT in its WITH.
+            reader.execute("begin transaction read only").fetchall()
+            sequence = reflected(reader)
+            stop.check()
+            relation = reader.sql(statement)
+            types = [str(each) for each in relation.types]
+            rows = relation.to_arrow_reader(_ROWS_AT_ONCE)
+            schema = _told(rows.schema, types)
+            yield sequence, schema, _limited(rows, schema, max_rows, stop)
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
         # While rows are read, Arrow is who raises DuckDB's errors.
-        if expired.is_set():
-            text = f"the query took more than {timeout_seconds:g} s: narrow it, or allow more"
-            raise QueryError("timeout", text) from error
+        if stop.error is not None:
+            raise stop.error from error
         raise _query_error(error) from error
-    finally:
-        timer.cancel()
 
 
-def _must_only_read(reader: Reader, sql: str) -> None:
+def renew(reader: Reader) -> None:
+    """Make a reader whose rows were all read ready for another query. Raises QueryError `failed`."""
+    try:
+        reader.execute("rollback").fetchall()
+    except duckdb.Error as error:
+        raise _query_error(error) from error
+
+
+def _must_only_read(reader: Reader, sql: str) -> duckdb.Statement:
+    if len(sql) > SQL_CHARACTERS:
+        text = f"the query has {len(sql):,} characters, at most {SQL_CHARACTERS:,} are read"
+        raise QueryError("syntax", text)
     statements = reader.extract_statements(sql)
-    kinds = [statement.type.name for statement in statements]
-    if len(kinds) != 1:
-        raise QueryError("not_read_only", f"send one statement, not {len(kinds)}")
-    if kinds[0] not in _READS:
-        raise QueryError(
-            "not_read_only", f"only SELECT and EXPLAIN are answered, this is {kinds[0]}"
-        )
+    if len(statements) != 1:
+        raise QueryError("not_read_only", f"send one statement, not {len(statements)}")
+    try:
+        kind = statements[0].type.name
+    except ValueError:  # the library has no name for the newest ones
+        kind = "another kind of statement"
+    if kind not in _READS:
+        raise QueryError("not_read_only", f"only SELECT and EXPLAIN are answered, this is {kind}")
+    if found := _ACTS.search(sql):
+        text = f"only reading is allowed, and {found[1].lower()}() is a function that does more"
+        raise QueryError("not_read_only", text)
+    return statements[0]
 
 
 def reflected(reader: Reader) -> int:
@@ -116,22 +215,28 @@ def reflected(reader: Reader) -> int:
     return int(rows[0][0]) if rows else 0
 
 
-class _Expired(Exception):
-    """The time ran out between two reads, where nothing is interrupted."""
+def _told(schema: pa.Schema, types: Sequence[str]) -> pa.Schema:
+    """The schema with what Arrow's types do not say."""
+    if "JSON" not in types:
+        return schema
+    fields = [
+        field.with_metadata(JSON_FIELD) if kind == "JSON" else field
+        for field, kind in zip(schema, types, strict=True)
+    ]
+    return pa.schema(fields)
 
 
 def _limited(
-    rows: pa.RecordBatchReader, max_rows: int, expired: threading.Event
+    rows: pa.RecordBatchReader, schema: pa.Schema, max_rows: int, stop: Stop
 ) -> Iterator[pa.RecordBatch]:
     count = 0
     for batch in rows:
-        if expired.is_set():
-            raise _Expired
+        stop.check()
         count += batch.num_rows
         if count > max_rows:
             text = f"the answer has more than {max_rows:,} rows: add a LIMIT, or allow more"
             raise QueryError("too_many_rows", text)
-        yield batch
+        yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
 
 def _query_error(error: Exception) -> QueryError:

@@ -16,8 +16,8 @@ from stratum_bus.config import ProjectorConfig
 from stratum_bus.errors import InvalidName, QueryError
 from stratum_bus.jetstream import Reply
 from stratum_projections import ask
+from stratum_projections.answering import CHUNK_BYTES, serve
 from stratum_projections.position import Position
-from stratum_projections.query import CHUNK_BYTES, serve
 from stratum_projections.select import select
 
 DISGUISES = {
@@ -42,6 +42,7 @@ DISGUISES = {
         "install httpfs",
         "load json",
         "checkpoint",
+        "select * from force_checkpoint()",
         "vacuum",
         "call force_checkpoint()",
         "prepare p as delete from events",
@@ -62,7 +63,7 @@ DISGUISES = {
         "select '",
         "select * from '/etc/passwd'",
     ],
-    "failed": ["select * from force_checkpoint()", "select 'x'::integer", "select error('no')"],
+    "failed": ["select 'x'::integer", "select error('no')"],
 }
 
 

@@ -229,7 +229,7 @@ async def test_a_stream_that_is_shorter_than_what_was_read_is_noticed(
         log.message()
     tables = open_tables("p")
     tables.apply(log.messages)
-    tables.checkpoint.bind(tables.store, (await bus.connection.api("STREAM.INFO.LOG"))["created"])
+    tables.checkpoint.bind((await bus.connection.api("STREAM.INFO.LOG"))["created"])
     tables.store.close()
     with pytest.raises(ProjectorError, match="ends at 0, before what was read, 3"):
         await run(bus, tables.path, stop=anyio.Event())

@@ -31,12 +31,14 @@ class Owner(Struct, frozen=True):
     """What the keeper of the place is asked and told.
 
     `held_by_others` are the messages in the hands of its other processes, None where there are
-    none, or where there are some that we do not see. `on_end` is told the id
+    none, or where there are some that we do not see. `is_alone`: no other process of it is known.
+    `on_end` is told the id
     of the event of an end that nobody wanted, `give_up` why no more is started, and whether that
     holds for good.
     """
 
     held_by_others: Callable[[Running], set[str] | None]
+    is_alone: Callable[[Running], bool]
     on_end: Callable[[str], None]
     give_up: Callable[[GiveUp], None]
 
@@ -74,7 +76,7 @@ class Aftermath:
         """See `place.Decide`."""
         blamed = any(order.blames for order in orders)
         killed = bool(orders) and code == -signal.SIGKILL
-        left = running.left() if running.knows_hand else self._common.beats.left(running.instance)
+        left = await self._left(running)
         held, poison = await self._settle(running, left, not orders or (killed and blamed))
         ended = self._record(running, code, bool(orders), killed, held)
         for message in poison:
@@ -93,6 +95,22 @@ class Aftermath:
             await self._give_up(running, code, decision, ended, begun)
             return None
         return self._again(running, code, decision, ended, orders)
+
+    async def _left(self, running: Running) -> Sequence[Left]:
+        """What it had in hand: as it shared it, else as its last beat said, else as the server
+        knows, where there is nobody else who could have it."""
+        if running.knows_hand:
+            return running.left()
+        if self._common.beats.of(running.instance) is not None:
+            return self._common.beats.left(running.instance)
+        if not self._program.is_agent or not self._owner.is_alone(running):
+            return []
+        with anyio.move_on_after(estate.MARK_SECONDS):
+            try:
+                return await estate.delivered(self._common.bus, self._program.name)
+            except BusError as error:
+                log.debug("%s: what it had is not known: %s", self._program.name, error)
+        return []
 
     async def _settle(
         self, running: Running, left: Sequence[Left], is_death: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from stratum_bus.bus import Bus
@@ -23,9 +23,10 @@ REMEMBERED = 5000
 
 
 class Beats:
-    """The last beat of each instance, and when it came. `on_beat` is called with each name."""
+    """The last beat of each instance, and when it came. `on_beat` is called at each beat, with the
+    name and the last beats of all instances of it that answer."""
 
-    def __init__(self, on_beat: Callable[[str], None]) -> None:
+    def __init__(self, on_beat: Callable[[str, Sequence[Beat]], None]) -> None:
         self._last: dict[str, tuple[float, Beat]] = {}
         self._on_beat = on_beat
 
@@ -77,6 +78,13 @@ class Beats:
             for instance, (heard, beat) in self._last.items()
         )
 
+    def _of_name(self, name: str) -> list[Beat]:
+        return [
+            beat
+            for instance, (_, beat) in self._last.items()
+            if beat.name == name and (self.answers(instance) or beat.state == BLOCKED)
+        ]
+
     def forget(self, instance: str) -> None:
         self._last.pop(instance, None)
 
@@ -94,4 +102,4 @@ class Beats:
         if len(self._last) > REMEMBERED:
             oldest = min(self._last, key=lambda instance: self._last[instance][0])
             del self._last[oldest]
-        self._on_beat(beat.name)
+        self._on_beat(beat.name, self._of_name(beat.name))

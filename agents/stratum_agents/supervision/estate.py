@@ -137,6 +137,25 @@ async def unaccounted(bus: Bus, agent: str, held: Collection[str]) -> set[str]:
     return found.difference(held)
 
 
+async def delivered(bus: Bus, agent: str) -> list[Left]:
+    """What the server has handed out to an agent and waits to hear of, at most MARKS_MAX messages.
+
+    Begun is what is certainly not settled: of what lies between others that are, that cannot be said.
+    """
+    try:
+        info = await bus.connection.api(f"CONSUMER.INFO.{STREAM}.{agent}")
+    except NotFound:
+        return []
+    count, config = info["num_ack_pending"], info["config"]
+    if not count:
+        return []
+    first, last = info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"]
+    filters = config.get("filter_subjects") or [config["filter_subject"]]
+    async with bus.read(STREAM, filters=filters, start=first, end=last) as reader:
+        found = await reader.batch(MARKS_MAX, None)
+    return [Left(STREAM, each.sequence, len(found) == count, 1) for each in found]
+
+
 async def park(bus: Bus, agent: str, message: str, deaths: int, reason: str) -> str:
     """Make a dead letter of a message, have its run wait for a person, and let the agent go on with
     the next; returns what was done, in words. Doing it again changes nothing.

@@ -36,8 +36,9 @@ class Keeper:
         self._tasks = tasks
         self._places: dict[int, Place] = {}
         owner = Owner(
-            self._held_by_others, lambda ended: on_end(program.name, ended), self._give_up
-        )
+            self._held_by_others, self._is_alone, lambda ended: on_end(program.name, ended),
+            self._give_up,
+        )  # fmt: skip
         self.aftermath = Aftermath(program, common, tasks, owner)
 
     @property
@@ -139,6 +140,10 @@ class Keeper:
         if not others or not self.program.supervised or self._common.beats.others(self.name, names):
             return None
         return {estate.place(left) for each in others for left in each.left()}
+
+    def _is_alone(self, running: Running) -> bool:
+        names = {each.instance for each in self.running}
+        return names <= {running.instance} and not self._common.beats.others(self.name, names)
 
     async def _keep(self, place: Place, command: str) -> None:
         try:

@@ -1,8 +1,12 @@
-"""The supervisor's metrics: name, labels, unit and meaning of each stand here."""
+"""All metrics of the supervisor's page: name, labels, unit and meaning of each stand here."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from stratum_bus.heartbeat import Beat
 
 CAUSES = ("ended", "command", "rest-for-one")
 """Why something was started again."""
@@ -43,12 +47,44 @@ class Metrics:
         self.events = Counter(
             "stratum_supervisor_events", "Events written to the log.", registry=self.registry
         )
+        self.in_hand = Gauge(
+            "stratum_agent_in_hand", "Messages that its instances hold, as their beats say.", agent,
+            registry=self.registry,
+        )  # fmt: skip
+        self.pending = Gauge(
+            "stratum_agent_pending", "Messages that wait for it, as its beats say.", agent,
+            registry=self.registry,
+        )  # fmt: skip
+        self.memory = Gauge(
+            "stratum_agent_memory_bytes", "Resident memory of its instances.", agent,
+            registry=self.registry,
+        )  # fmt: skip
+        self.loop_lag = Gauge(
+            "stratum_agent_loop_lag_seconds", "The longest lag of an event loop of its instances.",
+            agent, registry=self.registry,
+        )  # fmt: skip
+        self.incidents = Counter(
+            "stratum_health_incidents", "Incidents that were opened.", ("agent", "kind"),
+            registry=self.registry,
+        )  # fmt: skip
+        self.incidents_open = Gauge(
+            "stratum_health_incidents_open", "Incidents that are open.", ("agent", "kind"),
+            registry=self.registry,
+        )  # fmt: skip
         self.replaced = Histogram(
             "stratum_supervisor_replaced_seconds",
             "From the end of a process to the start of the one in its place, backoff included.",
             registry=self.registry,
             buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
+
+    def heard(self, name: str, beats: Sequence[Beat]) -> None:
+        """The last beats of all instances of a name."""
+        self.beats.labels(name).inc()
+        self.in_hand.labels(name).set(sum(beat.holds for beat in beats))
+        self.pending.labels(name).set(max((beat.pending or 0 for beat in beats), default=0))
+        self.memory.labels(name).set(sum(beat.resident_bytes for beat in beats))
+        self.loop_lag.labels(name).set(max((b.loop_lag_seconds for b in beats), default=0.0))
 
     def page(self) -> bytes:
         """As Prometheus reads it."""
