@@ -257,8 +257,8 @@ class QueryError(StratumError):
     """A query that was refused, ran into a limit or failed; `reason` is a stable word.
 
     Reasons: `not_read_only`, `syntax`, `timeout`, `too_many_rows`, `too_large` (in bytes), `behind`
-    (the sequence waited for), `moment` (there is none such in the log), `busy` (too many ask),
-    `cancelled`, `no_projector`, `no_file`, `locked`, `failed`.
+    (the sequence waited for), `moment` (there is none such in the log), `unknown` (a projection),
+    `busy` (too many ask), `cancelled`, `no_projector`, `no_file`, `locked`, `failed`.
     """
 
     def __init__(self, reason: str, message: str) -> None:
