@@ -37,8 +37,11 @@ format: $(READY) ## let ruff mend what it can
 bench: $(READY) ## measure, one JSON object a line: ONLY=publish for one of them
 	@$(BIN)/python -m bench $(ONLY)
 
-docs: $(READY) ## write docs/cli.md anew from --help
+docs: $(READY) ## write docs/cli.md anew from --help, and docs/contract from the event types
 	$(BIN)/python -m stratum_cli.reference > docs/cli.md
+	$(BIN)/stratum contract jsonschema --shipped -o docs/contract
+	$(BIN)/stratum contract asyncapi --shipped -o docs/contract
+	$(BIN)/stratum contract subjects --shipped -o docs/contract
 
 lock: $(READY) ## resolve the dependencies anew
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \

@@ -12,7 +12,8 @@ import anyio
 from bench.harness import say
 
 NAMES = (
-    "publish", "consume", "steps", "projection", "query", "lake", "up", "handover", "outages", "health",
+    "publish", "consume", "steps", "reading", "projection", "query", "lake", "up",
+    "handover", "outages", "health",
 )  # fmt: skip
 """What runs where nothing is named; each is a module here, with `run`."""
 

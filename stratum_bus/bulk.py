@@ -176,15 +176,19 @@ async def read_columns(
 
 def columns(runs: Sequence[Frames]) -> pa.Table:
     """The messages as a table of SCHEMA."""
-    parts = zip(*map(_parts, runs), strict=True)
-    lines, headers, payloads = (pa.concat_arrays(part) for part in parts)
+    mixed = pa.concat_arrays([_mixed(frames) for frames in runs])
+    count = len(mixed) // PARTS
+    taken: list[Any] = [mixed.take(_every(part, count)) for part in range(3)]
+    lines, headers, payloads = taken
     lengths = pc.binary_length(headers)
     if pc.min(lengths).as_py() == 0:
         headers = pc.if_else(
             pc.greater(lengths, pa.scalar(0)), headers, pa.scalar(None, pa.binary())
         )
-    # … $JS.ACK.….<deliveries>.<sequence>.<consumer sequence>.<time>.<pending> <sizes>
-    numbers = pc.split_pattern(lines, ".", max_splits=4, reverse=True)
+    # … $JS.ACK.….<deliveries>.<sequence>.<consumer sequence>.<time>.<pending> <sizes>, and in the
+    # form with domain and account there may be one more word behind pending
+    words = 5 if runs[0].reply(0).count(".") == 11 else 4
+    numbers = pc.split_pattern(lines, ".", max_splits=words, reverse=True)
     sequences, times = (_numbers(pc.list_element(numbers, at)) for at in (1, 3))
     subjects = _texts(pc.list_element(pc.split_pattern(lines, " ", max_splits=2), 1))
     return pa.table([sequences, subjects, times, headers, payloads], schema=SCHEMA)
@@ -205,14 +209,12 @@ def message(table: pa.Table, row: int, stream: str = "LOG", end: int = 0) -> Mes
     )
 
 
-def _parts(frames: Frames) -> tuple[pa.Array[Any], ...]:
-    """Control lines, headers and payloads."""
+def _mixed(frames: Frames) -> pa.Array[Any]:
+    """All parts of all messages as they stand there, without a copy."""
     marks = frames.marks[:]
     marks.append(marks[-1])
-    count = len(frames)
     buffers = [None, pa.py_buffer(marks), pa.py_buffer(frames.buffer)]
-    mixed = pa.Array.from_buffers(pa.binary(), count * PARTS, buffers)
-    return tuple(mixed.take(_every(part, count)) for part in range(3))
+    return pa.Array.from_buffers(pa.binary(), len(frames) * PARTS, buffers)
 
 
 _INDEX: list[pa.Int32Array] = []

@@ -263,9 +263,7 @@ def _resolve(sections: _Sections, folder: Path, environ: Mapping[str, str]) -> C
     url = environ.get("STRATUM_NATS_URL") or server.url
     return Config(
         server=msgspec.structs.replace(server, url=url, data_dir=str(data_dir)),
-        projector=msgspec.structs.replace(
-            projector, path=str(projection), projections=projections
-        ),
+        projector=msgspec.structs.replace(projector, path=str(projection), projections=projections),
         lake=msgspec.structs.replace(sections.lake, **lake),
         health=sections.health,
         supervisor=sections.supervisor,

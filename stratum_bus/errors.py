@@ -4,6 +4,7 @@ StratumError
 ├── InvalidName             a subject, agent or type name breaks the grammar
 ├── InvalidEvent            stored bytes that cannot be read as an event
 ├── EncodeError             a value that cannot become JSON
+├── IncompatibleType        an event type that data recorded before does not fit
 ├── ConfigError             a key of stratum.toml, or of streams.toml
 ├── ServerError             the embedded server
 │   ├── ServerNotFound      no nats-server binary
@@ -65,6 +66,20 @@ class EncodeError(StratumError):
             f"{path} is a {kind}, which cannot be written as JSON; "
             "use str, int, float, bool, None, list, dict, datetime or a msgspec Struct"
         )
+
+
+class IncompatibleType(StratumError):
+    """An event type that the data of a recorded version does not fit, without an upcaster.
+
+    `type` is its wire name, `version` the one whose data is lost, `changes` where and how, as in
+    `$.data.authors[].name: string -> integer`.
+    """
+
+    def __init__(self, type: str, version: int, changes: tuple[str, ...], advice: str) -> None:
+        self.type, self.version, self.changes = type, version, changes
+        more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
+        where = "; ".join(changes[:3]) + more
+        super().__init__(f"{type}: data of version {version} does not fit: {where}; {advice}")
 
 
 class ConfigError(StratumError):
@@ -242,8 +257,8 @@ class QueryError(StratumError):
     """A query that was refused, ran into a limit or failed; `reason` is a stable word.
 
     Reasons: `not_read_only`, `syntax`, `timeout`, `too_many_rows`, `too_large` (in bytes), `behind`
-    (the sequence waited for), `moment` (there is none such in the log), `busy` (too many ask),
-    `cancelled`, `no_projector`, `no_file`, `locked`, `failed`.
+    (the sequence waited for), `moment` (there is none such in the log), `unknown` (a projection),
+    `busy` (too many ask), `cancelled`, `no_projector`, `no_file`, `locked`, `failed`.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -4,13 +4,13 @@ each message's parts are. What `wire` cuts out and `bulk` makes columns of.
 
 from __future__ import annotations
 
+import re
 from array import array
 
 PARTS = 4
 """Of each message: control line, headers, payload, and what is between it and the next."""
 
 _CRLF = b"\r\n"
-_H = ord("H")
 
 
 class Frames:
@@ -40,34 +40,50 @@ class Frames:
         return Frames(self.buffer, self.marks[first * PARTS : stop * PARTS])
 
 
-def cut(buffer: bytes, at: int, mark: bytes) -> tuple[array[int], int]:
+def delivered_to(sid: int) -> re.Pattern[bytes]:
+    """What the control line of a message matches that a consumer delivers to this subscription."""
+    line = rb"(H)?MSG [^ \r]++ %d \$JS\.ACK\.[^ \r]++ ((?(1)\d++ )\d++)\r\n"
+    return re.compile(line % sid)
+
+
+def cut(buffer: bytes, at: int, line: re.Pattern[bytes]) -> tuple[array[int], int]:
     """The marks of the whole messages that stand at `at` one behind the other, and where they end.
 
-    A message is delivered to us where its control line has `mark`. Raises ValueError for a control
-    line that the protocol does not have. This is in the way of every message: about 1 us.
+    `line` is of `delivered_to`. Raises ValueError for a control line that the protocol does not
+    have. This is in the way of every message: 0.6 us.
     """
-    marks = array("i")
-    add, find, last = marks.append, buffer.find, len(buffer) - 2
-    while (end := find(_CRLF, at)) >= 0:
-        line = buffer[at:end]
-        if mark not in line:
-            break
-        start = end + 2
-        if line[0] == _H:
-            _, head, total = line.rsplit(b" ", 2)
-            body, stop = start + int(head), start + int(total)
-        else:
-            body, stop = start, start + int(line[line.rindex(b" ") :])
+    marks: list[int] = []
+    add, match, sizes, last = marks.append, line.match, _SIZES, len(buffer) - 2
+    while found := match(buffer, at):
+        start = found.end()
+        head, total = sizes[found[2]]
+        stop = start + total
         if stop > last:
             break
-        if not start <= body <= stop:
-            raise ValueError(line)
         add(at)
         add(start)
-        add(body)
+        add(start + head)
         add(stop)
         at = stop + 2
-    return marks, at
+    return array("i", marks), at
+
+
+class _Sizes(dict[bytes, tuple[int, int]]):
+    """The end of a control line as numbers: the size of the headers, and with the payload's."""
+
+    def __missing__(self, text: bytes) -> tuple[int, int]:
+        *heads, total = map(int, text.split())
+        head = heads[0] if heads else 0
+        if head > total:
+            raise ValueError(text)
+        if len(self) >= _SIZES_KEPT:
+            self.clear()
+        self[text] = (head, total)
+        return head, total
+
+
+_SIZES = _Sizes()
+_SIZES_KEPT = 16_384
 
 
 def unit(buffer: bytes, at: int) -> int:

@@ -81,6 +81,8 @@ class Connection:
         self._inbox = ""
         self._inbox_denied = False
         self._last_error: Exception | None = None
+        self.back_since: float | None = None
+        """When the connection came back, by the loop's clock; None where it never broke."""
 
     @property
     def connected(self) -> bool:
@@ -367,6 +369,7 @@ class Connection:
 
     async def _on_connected(self) -> None:
         self._last_error = None
+        self.back_since = asyncio.get_running_loop().time()
         self._tell()
 
     def _tell(self, denied: PermissionDenied | None = None) -> None:

@@ -7,10 +7,12 @@ from typing import TypeVar
 
 import anyio
 
-from stratum_bus.errors import ConnectionLost, NoAnswer, Refused
+from stratum_bus.errors import ConnectionLost, NoAnswer, NoStream, Refused
 from stratum_bus.jetstream import REQUEST_SECONDS, Connection
 
 RETRY_SECONDS = 0.1
+RECOVERY_SECONDS = 10.0
+"""How long a server that came back may take to have its streams."""
 
 T = TypeVar("T")
 
@@ -21,8 +23,8 @@ async def patiently(
     """Try until the outcome is known or the connection's patience is over.
 
     What is tried must bear being done twice. A time-out gets one more try in any case; refusals
-    with the codes `passing` go on for some seconds beyond the patience. Raises what the last
-    attempt raised.
+    with the codes `passing` go on for some seconds beyond the patience. A server that has just come
+    back may not have its streams yet. Raises what the last attempt raised.
     """
     give_up = anyio.current_time() + connection.patience_seconds
     unanswered = 0
@@ -35,6 +37,10 @@ async def patiently(
             if left <= 0 and (unanswered != 1 or isinstance(error, ConnectionLost)):
                 raise
             await connection.wait_connected(max(left, 0.0))
+        except NoStream:
+            back = connection.back_since
+            if back is None or anyio.current_time() > min(give_up, back + RECOVERY_SECONDS):
+                raise
         except Refused as error:
             if error.code not in passing or anyio.current_time() > give_up + REQUEST_SECONDS:
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
@@ -151,7 +151,9 @@ async def find_by_ids(
 ) -> dict[str, int]:
     """The sequences of those messages that the server still knows as duplicates, by their ids."""
     found: dict[str, int] = {}
-    start = datetime.now(UTC) - timedelta(seconds=DEDUPE_SECONDS)
+    info = await connection.api(f"STREAM.INFO.{stream}")
+    # The clock of this process may be wrong; it is the server's that they were stored by.
+    start = datetime.fromisoformat(info["ts"]) - timedelta(seconds=DEDUPE_SECONDS)
     async with read(connection, stream, filters=subjects, start=start) as reader:
         async for message in reader:
             if message.id in ids:

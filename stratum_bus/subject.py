@@ -14,8 +14,10 @@ from stratum_bus.errors import InvalidName
 
 TOKEN_MAX = 64
 TYPE_MAX = 160
+TOKEN_PATTERN = rf"[A-Za-z0-9_-]{{1,{TOKEN_MAX}}}"
+TYPE_PATTERN = rf"{TOKEN_PATTERN}(?:\.{TOKEN_PATTERN})*"
 
-_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}(?:\.[A-Za-z0-9_-]{1,64})*", re.ASCII)
+_TYPE = re.compile(TYPE_PATTERN, re.ASCII)
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 
 ROLES = {
@@ -41,13 +43,13 @@ STREAM_OF_ROLE = {
 }
 
 
-_WRITABLE = re.compile(
-    "|".join(
-        rf"{role}(?:\.[A-Za-z0-9_-]{{1,64}}){{{len(fields)}{',' if fields[-1] == 'type' else ''}}}"
-        for role, fields in ROLES.items()
-    ),
-    re.ASCII,
-)
+PATTERN_OF_ROLE = {
+    role: rf"{role}(?:\.{TOKEN_PATTERN}){{{len(fields)}{',' if fields[-1] == 'type' else ''}}}"
+    for role, fields in ROLES.items()
+}
+"""What the subjects of each role are like, as regular expressions for the whole of one."""
+
+_WRITABLE = re.compile("|".join(PATTERN_OF_ROLE.values()), re.ASCII)
 
 
 class Subject(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -7,6 +7,7 @@ them for ever, that would be the end of every reader.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import re
@@ -19,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.protocol import parser
 from nats.protocol.command import hpub_cmd
 
-from stratum_bus.frames import Frames, cut, unit
+from stratum_bus.frames import Frames, cut, delivered_to, unit
 
 log = logging.getLogger("stratum.connection")
 
@@ -87,6 +88,12 @@ class SturdyClient(Client):
             _sid=sid,
         )
 
+    async def _process_pong(self) -> None:
+        # Of a flush that was given up the library keeps the future, and fails at setting it.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
     async def _read_loop(self) -> None:
         await super()._read_loop()
         if self.is_connected:
@@ -106,7 +113,7 @@ class BulkClient(SturdyClient):
 
     def take(self, sid: int, on_frames: Callable[[Frames], None]) -> None:
         """From now on call `on_frames` with the messages that a consumer delivers to `sid`."""
-        self._frames.on_frames, self._frames.mark = on_frames, b" %d $JS.ACK." % sid
+        self._frames.on_frames, self._frames.line = on_frames, delivered_to(sid)
 
     async def _read_loop(self) -> None:
         transport: Any = self._transport
@@ -121,7 +128,7 @@ class FrameParser(parser.Parser):
     """
 
     def __init__(self, client: Client) -> None:
-        self.mark = b""
+        self.line: re.Pattern[bytes] | None = None
         self.on_frames: Callable[[Frames], None] = lambda _: None
         super().__init__(client)
 
@@ -140,8 +147,8 @@ class FrameParser(parser.Parser):
         self._needed = at = 0
         try:
             while at < len(data):
-                if self.mark:
-                    marks, at = cut(data, at, self.mark)
+                if self.line:
+                    marks, at = cut(data, at, self.line)
                     if marks:
                         self.on_frames(Frames(data, marks))
                 end = unit(data, at)

@@ -11,7 +11,7 @@ import anyio
 from stratum_agents.process import run_agent, run_supervised
 from stratum_bus import config as configs
 from stratum_bus.config import Config
-from stratum_bus.errors import ConfigError, StratumError
+from stratum_bus.errors import ConfigError, IncompatibleType, StratumError
 from stratum_bus.service import log_to_stderr
 
 
@@ -28,7 +28,7 @@ def main() -> int:
     try:
         config = configs.load(arguments.config)
         anyio.run(_run, config, arguments)
-    except ConfigError as error:
+    except (ConfigError, IncompatibleType) as error:
         print(f"error: {error}", file=sys.stderr)
         return os.EX_CONFIG  # no restart mends it
     except StratumError as error:

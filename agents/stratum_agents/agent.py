@@ -16,7 +16,7 @@ from stratum_agents.run import Run
 from stratum_bus import subject
 from stratum_bus.bus import Bus
 from stratum_bus.event import Event
-from stratum_bus.schema import TYPES
+from stratum_bus.schema import TYPES, EventType
 
 Handle = Callable[[Run, Any], Awaitable[Any]]
 Task = Callable[[Bus, anyio.Event], Coroutine[Any, Any, None]]
@@ -101,6 +101,15 @@ class Agent:
         known = TYPES.get(type)
         names = (type, known.name, *known.former) if known else (type,)
         return next((self.handlers[name] for name in names if name in self.handlers), None)
+
+    def types(self) -> list[EventType]:
+        """What it handles as data of its own, declared or only named where it is handled."""
+        found = [
+            TYPES.get(handler.type) or EventType(handler.type, handler.data, 1, (), {})
+            for handler in self.handlers.values()
+            if handler.data not in (Any, msgspec.Raw)
+        ]
+        return sorted(found, key=lambda known: known.name)
 
 
 def _data_type(function: Callable[..., Any]) -> Any:

@@ -9,6 +9,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -21,6 +22,7 @@ from stratum_bus import heartbeat, service
 from stratum_bus.bus import Bus, connect
 from stratum_bus.config import Config
 from stratum_bus.consume import Retry
+from stratum_bus.contract import record
 from stratum_bus.errors import ConfigError
 from stratum_bus.hand import Hand
 from stratum_bus.heartbeat import Vitals, beating
@@ -56,15 +58,27 @@ def build(config: Config, name: str) -> Agent:
     return agent
 
 
+def checked(config: Config, name: str) -> Agent:
+    """As `build`, where the event types still fit what the project's `contract/` has recorded.
+
+    Raises ConfigError, IncompatibleType.
+    """
+    agent = build(config, name)
+    record.check(Path(config.folder) / record.FOLDER, record.declared(*agent.types()))
+    return agent
+
+
 async def run_agent(
     config: Config, name: str, url: str, *, with_parent: bool = False, start: Start | None = None
 ) -> None:
-    """Run one instance until SIGTERM or SIGINT. Raises ConfigError, ConnectionLost, NotFound.
+    """Run one instance until SIGTERM or SIGINT.
+
+    Raises ConfigError, IncompatibleType, ConnectionLost, NotFound.
 
     `with_parent` ends it when the process that started this one is gone. `start` is what a
     supervisor says of it.
     """
-    agent = build(config, name)
+    agent = checked(config, name)
     async with connect(url, name=f"agent {name}", patience_seconds=PATIENCE_SECONDS) as bus:
         await _run(bus, config, agent, start or Start(name, new_instance()), with_parent)
 
@@ -84,7 +98,7 @@ async def run_supervised(config: Config, url: str, descriptor: int, name: str = 
         if line := await _line_of_stdin():
             start = msgspec.json.decode(line, type=Start)
             log_to_stderr(start.name)
-            await _run(bus, config, build(config, start.name), start, True, hand)
+            await _run(bus, config, checked(config, start.name), start, True, hand)
 
 
 async def _run(

@@ -30,6 +30,7 @@ NOUNS = (
     "projection",
     "lake",
     "research",
+    "contract",
     "doctor",
 )
 """The modules of `commands/`, in the order of the help; each has `register(app)`."""

@@ -10,15 +10,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from msgspec import Struct
-
 from stratum_bus.errors import QueryError
 from stratum_projections.catalog import LAYOUT
-from stratum_projections.checkpoint import CORE, STREAM
+from stratum_projections.checkpoint import CORE
 from stratum_projections.lake import hot
 from stratum_projections.moment import Moment
-from stratum_projections.projection import Projection, quoted
-from stratum_projections.query import query_file
+from stratum_projections.projection import Projection
+from stratum_projections.standing import standing
 
 KEPT = 4
 KEPT_BYTES = 2 << 30
@@ -84,16 +82,16 @@ class Files:
         With `at_once` all of them must have been folded up to it, not others of the same file.
         """
         try:
-            standing = _standing(path)
+            found = standing(path)
         except QueryError:  # gone, damaged, or somebody works in it
             return False
-        if standing.created != self.moment.created or (standing.trimmed and self._wants_events()):
+        if found.created != self.moment.created or (found.watermark and self._wants_events()):
             return False
         end = self.moment.sequence
         wanted = {CORE: LAYOUT, **{each.name: each.version for each in self.wanted}}
-        if any(standing.versions.get(name) != version for name, version in wanted.items()):
+        if any(found.versions.get(name) != version for name, version in wanted.items()):
             return False
-        positions = {standing.positions.get(name, end + 1) for name in wanted}
+        positions = {found.positions.get(name, end + 1) for name in wanted}
         return max(positions) <= end and not (at_once and len(positions) > 1)
 
     def _wants_events(self) -> bool:
@@ -107,35 +105,6 @@ class Files:
                 kept += 1
                 if path != made and (kept > KEPT or size > KEPT_BYTES):
                     path.unlink()
-
-
-class _Standing(Struct, frozen=True):
-    """What a file holds: versions and positions by name, and whether only the lake has some rows."""
-
-    created: str
-    versions: dict[str, int]
-    positions: dict[str, int]
-    trimmed: bool
-
-
-def _standing(path: Path) -> _Standing:
-    """Raises QueryError."""
-    rows = query_file(
-        path,
-        f"""select name, version, sequence, created from projections
-            left join checkpoint on projection = name and stream = {quoted(STREAM)}""",
-    ).table.to_pylist()
-    sql = f"select count(*) > 0 as there from duckdb_tables() where table_name = {quoted(hot.WATERMARK)}"
-    trimmed = query_file(path, sql).table["there"][0].as_py()
-    if trimmed:
-        sql = f"select coalesce(max(watermark), 0) > 0 as trimmed from {hot.WATERMARK}"
-        trimmed = query_file(path, sql).table["trimmed"][0].as_py()
-    return _Standing(
-        created=next((row["created"] for row in rows if row["created"]), ""),
-        versions={row["name"]: row["version"] for row in rows},
-        positions={row["name"]: row["sequence"] for row in rows if row["sequence"] is not None},
-        trimmed=bool(trimmed),
-    )
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -12,12 +12,12 @@ import anyio
 import pyarrow as pa
 import pytest
 
-from stratum_bus.bulk import AHEAD_BYTES, SCHEMA, Columns, message, read_columns
+from stratum_bus.bulk import AHEAD_BYTES, SCHEMA, Columns, columns, message, read_columns
 from stratum_bus.bus import Bus, connect
 from stratum_bus.errors import ConnectionLost, NotFound, PermissionDenied
 from stratum_bus.event import Event, new
-from stratum_bus.frames import Frames
-from stratum_bus.message import Message
+from stratum_bus.frames import Frames, cut, delivered_to
+from stratum_bus.message import Message, delivered
 from stratum_bus.publish import Append
 from stratum_bus.testing import eventually, fresh, server
 
@@ -362,7 +362,7 @@ def store_raw(url: str, commands: bytes) -> None:
     """As any client can, with bytes that ours would not send."""
     host, _, port = url.removeprefix("nats://").partition(":")
     with (
-        socket.create_connection((host, int(port)), timeout=5) as raw,
+        socket.create_connection((host, int(port)), timeout=20) as raw,
         raw.makefile("rb") as answers,
     ):
         raw.sendall(b'CONNECT {"verbose":false,"headers":true}\r\n' + commands + b"PING\r\n")
@@ -417,8 +417,13 @@ async def test_no_bytes_that_a_client_stored_change_or_stop_a_reading(bus: Bus) 
     stored += [pub(b"2", headers, subject) for subject in SUBJECTS for headers in (None, PLAIN)]
     for command in stored:
         store_raw(bus.connection.url, command)
+
+    async def is_stored() -> bool:
+        info = await bus.connection.api("STREAM.INFO.LOG")
+        return bool(info["state"]["last_seq"] == len(stored))
+
+    await eventually(is_stored, within_seconds=20)
     expected = await as_read(bus)
-    assert len(expected) == len(stored)
     for size in (1, 7, 1000):
         async with read_columns(bus, start=1) as reading:
             found = await tables(reading, size)
@@ -430,6 +435,23 @@ async def test_no_bytes_that_a_client_stored_change_or_stop_a_reading(bus: Bus) 
     # the server takes an inline status out of what it stores
     blocks = zip(BLOCKS, headers[len(PAYLOADS) * 2 :], strict=False)
     assert all(sent == kept for sent, kept in blocks if not sent.startswith(b"NATS/1.0 "))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"$JS.ACK.LOG.read-1.1.7.1.1795244099254998877.9",
+        b"$JS.ACK.hub.hash.LOG.read-1.1.7.1.1795244099254998877.9",
+        b"$JS.ACK.hub.hash.LOG.read-1.1.7.1.1795244099254998877.9.random",
+    ],
+)
+def test_a_message_stands_where_each_form_of_its_reply_subject_says(reply: bytes) -> None:
+    buffer = b"MSG inbox.bob.alice.task 2 %b 2\r\n{}\r\n" % reply
+    marks, _ = cut(buffer, 0, delivered_to(2))
+    found = message(columns([Frames(buffer, marks)]), 0, end=16)
+    at = delivered(reply.decode())
+    assert (found.sequence, found.time_ns, found.pending) == (7, 1795244099254998877, 9)
+    assert (at.stream_sequence, at.time_ns, at.pending) == (7, 1795244099254998877, 9)
 
 
 # Permissions

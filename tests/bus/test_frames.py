@@ -11,7 +11,7 @@ import pytest
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
-from stratum_bus.frames import PARTS, Frames
+from stratum_bus.frames import PARTS, Frames, delivered_to
 from stratum_bus.wire import FrameParser
 
 OURS = 2
@@ -119,7 +119,7 @@ async def in_bulk(pieces: Iterable[bytes]) -> Heard:
     heard = Heard()
     client: Any = heard
     parser = FrameParser(client)
-    parser.mark, parser.on_frames = b" %d $JS.ACK." % OURS, heard.frames
+    parser.line, parser.on_frames = delivered_to(OURS), heard.frames
     for piece in pieces:
         await parser.parse(piece)
     return heard
@@ -178,7 +178,7 @@ async def test_a_new_connection_begins_anew() -> None:
     heard = Heard()
     client: Any = heard
     parser = FrameParser(client)
-    parser.mark, parser.on_frames = b" %d $JS.ACK." % OURS, heard.frames
+    parser.line, parser.on_frames = delivered_to(OURS), heard.frames
     whole = of_ours(1, b"{}", BLOCK)
     for cut in range(len(whole)):
         await parser.parse(whole[:cut])

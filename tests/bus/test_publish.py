@@ -35,6 +35,7 @@ from stratum_bus.jetstream import Reply
 from stratum_bus.message import Message
 from stratum_bus.publish import INLINE_MAX, Append
 from stratum_bus.server import Server
+from stratum_bus.stream import load_streams, provision
 from stratum_bus.testing import eventually, fresh, server
 
 TASK = "inbox.bob.alice.task"
@@ -552,6 +553,21 @@ async def test_what_is_not_answered_in_time_is_stored_once(
                 await anyio.sleep(1)  # several time-outs, no other sign of them is to be seen
         assert not any(isinstance(outcome, BusError) for outcome in outcomes)
         assert sorted(await ids(bus)) == ["a", "b", "c", "d", "e", "f"]
+
+
+async def test_a_server_that_came_back_may_take_a_moment_to_have_its_streams(own: Server) -> None:
+    place, beat = "health.worker.w1", event("beat")
+    async with connect(own.url, patience_seconds=60) as bus:
+        own.kill()
+        await own.wait()
+        await own.start()
+        await bus.connection.wait_connected(30)
+        await bus.connection.api("STREAM.DELETE.HEALTH")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(bus.publish, place, beat)
+            await anyio.sleep(0.3)
+            await provision(bus.connection, load_streams())
+        assert await bus.last(place) is not None
 
 
 async def test_what_a_dying_server_does_not_answer_is_stored_once(own: Server) -> None:

@@ -112,16 +112,9 @@ async def test_a_changed_version_is_built_while_the_old_one_is_asked(
     async with projecting(bus, path, NUMBERS):
         await rows(bus, "select 1", await publish(bus, 400))
     async with projecting(bus, path, DOUBLED):
-        seen = set()
-        for _ in range(1000):
-            [row] = (
-                await rows(bus, "select count(*) as n, count(columns('twice')) as t from numbers")
-                if "twice" in seen
-                else await rows(bus, COUNT)
-            )
+        while (await state(bus)).version == 1:
+            [row] = await rows(bus, COUNT)
             assert row["n"] >= 400  # never an empty or half-built table
-            if (await state(bus)).version == 2:
-                break
         await becomes(bus, "live", version=2)
         last = await publish(bus, 10, 400)
         found = await rows(bus, "select max(twice) as t, count(*) as n from numbers", last)

@@ -1,0 +1,3 @@
+module participant
+
+go 1.21

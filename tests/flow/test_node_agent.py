@@ -1,0 +1,197 @@
+"""The agent in JavaScript under `stratum up`: killed in the middle, commanded, watched, confined."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from stratum_agents.run import run_id
+from stratum_bus import control
+from stratum_bus.bus import Bus, connect
+from stratum_bus.event import agent_source, new
+from stratum_bus.memory import Memory
+from stratum_bus.publish import Append
+from stratum_bus.server import free_port
+from stratum_bus.subject import inbox
+from stratum_bus.testing import eventually
+from stratum_bus.thresholds import HealthConfig
+from stratum_projections.health.picture import Row, picture
+from tests.flow.conftest import NODE_AGENT
+
+MESSAGES = int(os.environ.get("MESSAGES", "1500"))
+KILLS = 5
+PATIENCE_SECONDS = 60.0
+
+HURRIED = """
+[server]
+port = {port}
+
+[supervisor]
+restarts = 1000
+healthy_seconds = 0.1
+
+[health.crash_loop]
+deaths = 1000
+"""
+
+
+class Installation:
+    """`stratum up` on a copy of the example."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = folder
+        self.url = url
+
+    async def stratum(self, *arguments: str) -> list[dict[str, Any]]:
+        """Run a command line; what it prints as JSON lines."""
+        return await anyio.to_thread.run_sync(partial(self.run, *arguments))
+
+    def run(self, *arguments: str) -> list[dict[str, Any]]:
+        environ = {key: value for key, value in os.environ.items() if "STRATUM" not in key}
+        done = subprocess.run(
+            [sys.executable, "-m", "stratum_cli", *arguments], cwd=self.folder, env=environ,
+            capture_output=True, text=True, timeout=50, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        return [json.loads(line) for line in done.stdout.splitlines() if "--json" in arguments]
+
+
+@pytest.fixture
+def installation(in_node: Callable[..., Path]) -> Iterator[Installation]:
+    folder = in_node(NODE_AGENT / "agent.js", NODE_AGENT / "package.json")
+    port = free_port()
+    toml = (NODE_AGENT / "stratum.toml").read_text() + HURRIED.format(port=port)
+    (folder / "stratum.toml").write_text(toml)
+    own = Installation(folder, f"nats://127.0.0.1:{port}")
+    try:
+        own.run("up", "--detach")
+        yield own
+    finally:
+        own.run("down")
+
+
+async def events(bus: Bus, *filters: str) -> list[Any]:
+    """Of the log: envelope and data as they are stored."""
+    async with bus.read(filters=filters) as reader:
+        return [json.loads(message.payload) async for message in reader]
+
+
+async def last_started(bus: Bus) -> Any:
+    return (await events(bus, "control.words.started"))[-1]["data"]
+
+
+async def settled(bus: Bus) -> bool:
+    info = await bus.connection.api("CONSUMER.INFO.LOG.words")
+    return bool(info["num_pending"] == 0 and info["num_ack_pending"] == 0)
+
+
+@pytest.mark.timeout(240)
+async def test_kills_in_the_middle_lose_nothing_and_double_nothing(
+    installation: Installation,
+) -> None:
+    async with connect(installation.url, name="test", patience_seconds=20) as bus:
+        asked = [
+            new("text.written", {"text": "word " * (n % 7)}, source=agent_source("tester"))
+            for n in range(MESSAGES)
+        ]
+        to = inbox("words", "tester", "text.written")
+        await bus.publish_many(Append(to, event) for event in asked)
+        answered = killed = 0
+        async with bus.read(filters=["inbox.tester.>"], follow=True) as reader:
+            while answered < MESSAGES:
+                with anyio.fail_after(PATIENCE_SECONDS):
+                    answered += len(await reader.batch(1, PATIENCE_SECONDS))
+                if killed < KILLS and answered > (killed + 1) * MESSAGES // (KILLS + 1):
+                    os.kill((await last_started(bus))["pid"], signal.SIGKILL)
+                    killed += 1
+                    assert not await settled(bus)  # it was in the middle of its work
+                    await eventually(partial(ended, bus, killed), within_seconds=PATIENCE_SECONDS)
+        await eventually(partial(settled, bus), within_seconds=PATIENCE_SECONDS)
+        assert killed == KILLS
+        await exactly_once(bus, asked)
+
+
+async def ended(bus: Bus, times: int) -> bool:
+    """So many processes ended, and another one runs."""
+    ends = await events(bus, "control.words.ended")
+    return len(ends) == times and len(await events(bus, "control.words.started")) == times + 1
+
+
+async def exactly_once(bus: Bus, asked: list[Any]) -> None:
+    """For each event one answer, one note and one run, as the log has them."""
+    answers = await events(bus, "inbox.tester.>")
+    expected = {event.id: event.data["text"].count("word") for event in asked}
+    assert {each["causationid"]: each["data"]["words"] for each in answers} == expected
+    for found in (answers, await events(bus, "memory.words.>"), await events(bus, "run.words.>")):
+        assert Counter(each["causationid"] for each in found) == Counter(expected.keys())
+    assert not await events(bus, "dead.>")
+    runs = await events(bus, "run.words.>")
+    assert {each["runid"] for each in runs} == {run_id("words", id) for id in expected}
+
+
+async def command(bus: Bus, name: str) -> None:
+    """Give a command, and wait until it is executed."""
+    given = await control.give(bus, "words", name, source="/people")
+
+    async def done() -> bool:
+        outcomes = [each["data"] for each in await events(bus, "control.words.outcome")]
+        return any(each["done"] for each in outcomes if each["command"] == given.id)
+
+    await eventually(done, within_seconds=PATIENCE_SECONDS)
+
+
+async def shown(bus: Bus) -> Row:
+    (row,) = [row for row in (await picture(bus, HealthConfig(), [])).rows if row.agent == "words"]
+    return row
+
+
+async def shows(bus: Bus, state: str) -> None:
+    async def found() -> bool:
+        return (await shown(bus)).state == state
+
+    await eventually(found, within_seconds=PATIENCE_SECONDS)
+
+
+async def test_it_is_commanded_and_watched_like_any_other(installation: Installation) -> None:
+    async with connect(installation.url, name="test") as bus:
+        await shows(bus, "idle")
+        assert (await shown(bus)).instance == (await last_started(bus))["instance"]
+
+        (restarted,) = await installation.stratum("agent", "restart", "words", "--json")
+        assert restarted["done"]
+        (end,) = await events(bus, "control.words.ended")
+        assert (end["data"]["code"], end["data"].get("killed", False)) == (0, False)
+        after = await last_started(bus)
+        assert (after["pid"], after["instance"]) == (restarted["pid"], restarted["instance"])
+        await shows(bus, "idle")
+        told = {row["agent"]: row for row in await installation.stratum("health", "--json")}
+        assert told["words"]["instance"] == after["instance"]
+
+        await command(bus, "pause")
+        asked = new("text.written", {"text": "word word"}, source=agent_source("tester"))
+        await bus.publish(inbox("words", "tester", "text.written"), asked)
+        await shows(bus, "paused")
+        assert (await shown(bus)).pending == 1
+        await command(bus, "resume")
+        await eventually(partial(settled, bus), within_seconds=PATIENCE_SECONDS)
+        await exactly_once(bus, [asked])
+        (run,) = await installation.stratum("run", "list", "--agent", "words", "--json")
+        assert (run["state"], run["type"]) == ("completed", "text.written")
+        assert [note.text for note in await Memory(bus, "words").notes()] == ["a text of 2 words"]
+
+        await command(bus, "stop")
+        ends = await events(bus, "control.words.ended")
+        assert [each["data"]["code"] for each in ends] == [0, 0]
+        await shows(bus, "stopped")
