@@ -41,6 +41,9 @@ AHEAD_BYTES = 64 << 20
 """What is read ahead at most, waiting here or asked for. Where the server takes messages of more
 than 8 MiB, it is eight of them."""
 
+TABLE_BYTES = 32 << 20
+"""A table is not added to when it has so much."""
+
 GATHER_SECONDS = 0.1
 
 
@@ -77,7 +80,7 @@ class Columns(Cursor):
         """
         deadline = None if wait_seconds is None else anyio.current_time() + wait_seconds
         collecting = False
-        while not self._ended and self._count < max_messages:
+        while not self._ended and self._count < max_messages and self._bytes < TABLE_BYTES:
             now = anyio.current_time()
             if self._count and not collecting:
                 collecting, enough = True, now + GATHER_SECONDS
@@ -103,7 +106,8 @@ class Columns(Cursor):
         return self._count
 
     def _take(self, count: int) -> Iterator[Frames]:
-        while self._runs and count:
+        most = self._bytes - TABLE_BYTES
+        while self._runs and count and self._bytes > most:
             frames = self._runs.popleft()
             if len(frames) > count:
                 self._runs.appendleft(frames.part(count, len(frames)))

@@ -1,12 +1,13 @@
-"""Messages out of the lake, and a reading that begins in the lake and goes on in the stream."""
+"""What is in the lake, and readings that begin in the lake and go on in the stream."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -14,18 +15,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stratum_bus import subject
+from stratum_bus import bulk, subject
 from stratum_bus.bus import Bus
 from stratum_bus.cursor import RETRY_SECONDS
 from stratum_bus.errors import ConnectionLost, LakeError, NoAnswer, NoStream
 from stratum_bus.message import Message, nanoseconds
 from stratum_bus.read import WINDOW_MESSAGES, Reader
+from stratum_projections.lake.columns import columns_of
 from stratum_projections.lake.export import plan, state
 from stratum_projections.lake.rows import RAW, messages_of
 from stratum_projections.lake.segment import Folder, Segment, damaged, facts_of, opened
 
 BATCH_EVENTS = 5_000
 _ATTEMPTS = 5
+
+Piece = TypeVar("Piece")
+Tail = TypeVar("Tail")
 
 
 def lake_messages(
@@ -44,14 +49,44 @@ def lake_batches(
     folder: Folder, start: int = 1, end: int | None = None, *, stored: int = 0
 ) -> Iterator[list[Message]]:
     """As `lake_messages`, some thousands at once. `pending` counts up to `stored`, if that is more."""
+
+    def read(segment: Segment, first: int, last: int) -> Iterator[tuple[int, list[Message]]]:
+        for batch in segment_batches(segment, folder.stream, first, last, stored=stored):
+            yield batch[-1].sequence, batch
+
+    return _pieces(folder, start, end, read)
+
+
+def lake_tables(folder: Folder, start: int = 1, end: int | None = None) -> Iterator[pa.Table]:
+    """The same rows as tables of `bulk.SCHEMA`. Blocking.
+
+    `headers` are written anew from what was read of them when they were exported.
+    """
+
+    def read(segment: Segment, first: int, last: int) -> Iterator[tuple[int, pa.Table]]:
+        for batch in _rows(segment, folder.stream, first, last):
+            columns = columns_of(batch, first, last)
+            if columns.num_rows:
+                yield cast(int, columns["seq"][-1].as_py()), columns
+
+    return _pieces(folder, start, end, read)
+
+
+def _pieces(
+    folder: Folder,
+    start: int,
+    end: int | None,
+    read: Callable[[Segment, int, int], Iterator[tuple[int, Piece]]],
+) -> Iterator[Piece]:
+    """What `read` gives of one segment after the other, each piece with its last sequence."""
     at, attempts = max(1, start), 0
     last: int = folder.listing().last if end is None else end
     while at <= last:
         segment = _holding(folder, at, last)
         try:
-            for batch in segment_batches(segment, folder.stream, at, last, stored=stored):
-                yield batch
-                at, attempts = batch[-1].sequence + 1, 0
+            for sequence, piece in read(segment, at, last):
+                yield piece
+                at, attempts = sequence + 1, 0
             at = segment.last + 1
         except FileNotFoundError:
             # A compaction replaced it since it was listed.
@@ -91,27 +126,41 @@ async def read(
     if isinstance(start, datetime):
         found = await anyio.to_thread.run_sync(sequence_at, folder, start)
         start = start if found is None else found
-    stored = (await state(bus, stream)).last
-    if not follow:
-        end = stored if end is None else min(end, stored)
     async with AsyncExitStack() as stack:
-        reading = Reading(bus, folder, filters, start, end, follow, window, stack)
-        reading.stored = stored
-        await reading.open()
+        reading = Reading(bus, folder, start, end, follow, window, stack)
+        reading.filters = filters
+        await reading.begin()
         yield reading
 
 
-class Reading:
-    """An open reading, with the ways of `stratum_bus.read.Reader`. Made by `read`.
+@asynccontextmanager
+async def read_columns(
+    bus: Bus,
+    path: Path | str,
+    stream: str = "LOG",
+    *,
+    start: int,
+    end: int | None = None,
+    follow: bool = False,
+    window: int = bulk.WINDOW_MESSAGES,
+) -> AsyncIterator[ColumnsReading]:
+    """Read as `bulk.read_columns` does, but from the lake what the stream holds no more.
 
-    `stored` is the stream's last sequence when the reading began.
+    Raises what that raises, and LakeError: `missing` for what is in neither.
     """
+    async with AsyncExitStack() as stack:
+        reading = ColumnsReading(bus, Folder(path, stream), start, end, follow, window, stack)
+        await reading.begin()
+        yield reading
+
+
+class _Crossing(ABC, Generic[Tail, Piece]):
+    """A reading that goes from the lake into the stream."""
 
     def __init__(
         self,
         bus: Bus,
         folder: Folder,
-        filters: Sequence[str],
         start: int | datetime,
         end: int | None,
         follow: bool,
@@ -120,16 +169,74 @@ class Reading:
     ) -> None:
         self._bus = bus
         self._folder = folder
-        self._filters = filters
         self._start = start
         self._end = end
         self._follow = follow
         self._window = window
         self._stack = stack
-        self._lake: Iterator[list[Message]] | None = None
-        self._held: list[Message] = []
-        self._tail: Reader | None = None
+        self._lake: Iterator[Piece] | None = None
+        self._tail: Tail | None = None
         self.stored = 0
+
+    @abstractmethod
+    def _in_stream(self, start: int | datetime) -> AbstractAsyncContextManager[Tail]: ...
+
+    @abstractmethod
+    def _in_lake(self, start: int, end: int) -> Iterator[Piece]: ...
+
+    async def begin(self) -> None:
+        """Find the end and open what the start is in."""
+        self.stored = (await state(self._bus, self._folder.stream)).last
+        if not self._follow:
+            self._end = self.stored if self._end is None else min(self._end, self.stored)
+        await self._open()
+
+    async def _next_piece(self) -> Piece | None:
+        """What comes next from the lake; None at its end, where the stream follows or more of it."""
+        if self._lake is None:
+            await self._open_again()
+        found: Piece | None = None
+        if self._lake is not None:
+            found = await anyio.to_thread.run_sync(next, self._lake, None)
+            if found is None:
+                self._lake = None
+        return found
+
+    async def _open(self) -> None:
+        """Open the stream where the lake ended, or the lake for what the stream has not."""
+        stack = await self._stack.enter_async_context(AsyncExitStack())
+        start = self._start
+        tail = await stack.enter_async_context(self._in_stream(start))
+        # Asked only now: what the stream held at this time, the reading will be given.
+        first = (await state(self._bus, self._folder.stream)).first
+        if isinstance(start, datetime) or start >= first:
+            self._tail = tail
+            return
+        await stack.aclose()
+        await plan(self._bus, self._folder)  # it is the same stream's lake
+        last = first - 1 if self._end is None else min(self._end, first - 1)
+        self._lake = self._in_lake(start, last)
+        self._start = first
+
+    async def _open_again(self) -> None:
+        """As `_open`; a reading that follows waits for a lost server, as `bus.read` does."""
+        while True:
+            try:
+                return await self._open()
+            except (ConnectionLost, NoAnswer, NoStream):
+                if not self._follow or self._bus.connection.closed:
+                    raise
+                await anyio.sleep(RETRY_SECONDS)
+
+
+class Reading(_Crossing[Reader, list[Message]]):
+    """An open reading, with the ways of `stratum_bus.read.Reader`. Made by `read`.
+
+    `stored` is the stream's last sequence when the reading began.
+    """
+
+    filters: Sequence[str] = ()
+    _held: Sequence[Message] = ()
 
     def __aiter__(self) -> AsyncIterator[Message]:
         return self._messages()
@@ -149,61 +256,83 @@ class Reading:
     ) -> list[Message]:
         """As `Reader.batch`; what comes from the lake comes at once."""
         while not self._held and self._tail is None:
-            await self._from_lake()
+            self._held = [m for m in await self._next_piece() or () if self._wanted(m)]
         if self._held:
             taken, self._held = self._held[:max_messages], self._held[max_messages:]
-            return taken
+            return list(taken)
         assert self._tail is not None
         return await self._tail.batch(max_messages, wait_seconds, gather=gather)
 
-    async def _from_lake(self) -> None:
-        batch = None
-        if self._lake:
-            batch = await anyio.to_thread.run_sync(next, self._lake, None)
-        if batch is None:
-            self._lake = None
-            await self._open_again()
-            return
-        self._held = [message for message in batch if self._wanted(message)]
-
-    async def open(self) -> None:
-        """Open the stream where the lake ended, or the lake for what the stream has not."""
-        stack = await self._stack.enter_async_context(AsyncExitStack())
-        start = self._start
-        tail = await stack.enter_async_context(
-            self._bus.read(
-                self._folder.stream,
-                filters=self._filters,
-                start=start,
-                end=self._end,
-                follow=self._follow,
-                window=self._window,
-            )
+    def _in_stream(self, start: int | datetime) -> AbstractAsyncContextManager[Reader]:
+        return self._bus.read(
+            self._folder.stream,
+            filters=self.filters,
+            start=start,
+            end=self._end,
+            follow=self._follow,
+            window=self._window,
         )
-        # Asked only now: what the stream held at this time, the reading will be given.
-        first = (await state(self._bus, self._folder.stream)).first
-        if isinstance(start, datetime) or start >= first:
-            self._tail = tail
-            return
-        await stack.aclose()
-        await plan(self._bus, self._folder)  # it is the same stream's lake
-        last = first - 1 if self._end is None else min(self._end, first - 1)
-        self._lake = lake_batches(self._folder, start, last, stored=self._end or self.stored)
-        self._start = first
 
-    async def _open_again(self) -> None:
-        """As `open`; a reading that follows waits for a lost server, as `bus.read` does."""
-        while True:
-            try:
-                return await self.open()
-            except (ConnectionLost, NoAnswer, NoStream):
-                if not self._follow or self._bus.connection.closed:
-                    raise
-                await anyio.sleep(RETRY_SECONDS)
+    def _in_lake(self, start: int, end: int) -> Iterator[list[Message]]:
+        return lake_batches(self._folder, start, end, stored=self._end or self.stored)
 
     def _wanted(self, message: Message) -> bool:
-        filters = self._filters
+        filters = self.filters
         return not filters or any(subject.matches(each, message.subject) for each in filters)
+
+
+class ColumnsReading(_Crossing[bulk.Columns, pa.Table]):
+    """An open reading, with the ways of `stratum_bus.bulk.Columns`. Made by `read_columns`.
+
+    `stored` is the stream's last sequence when the reading began, `pending` how many were known
+    to be behind the last message that was handed out.
+    """
+
+    _held = bulk.SCHEMA.empty_table()
+    pending = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether a bounded reading has handed out all it will."""
+        return not self._held.num_rows and self._tail is not None and self._tail.ended
+
+    async def batch(self, max_messages: int, wait_seconds: float | None) -> pa.Table:
+        """As `Columns.batch`; what comes from the lake comes at once."""
+        held = [self._held] if self._held.num_rows else []
+        rows, size = self._held.num_rows, self._held.nbytes
+        while self._tail is None and rows < max_messages and size < bulk.TABLE_BYTES:
+            piece = await self._next_piece()
+            if piece is not None:
+                held.append(piece)
+                rows, size = rows + piece.num_rows, size + piece.nbytes
+            elif held:
+                break
+        if held:
+            return self._hand_out(pa.concat_tables(held), max_messages)
+        assert self._tail is not None
+        found = await self._tail.batch(max_messages, wait_seconds)
+        self.pending = self._tail.pending
+        return found
+
+    def _hand_out(self, rows: pa.Table, most: int) -> pa.Table:
+        taken, self._held = rows.slice(0, most), rows.slice(most)
+        last = cast(int, taken["seq"][-1].as_py())
+        self.pending = max(0, (self._end or self.stored) - last)
+        return taken.unify_dictionaries().combine_chunks()
+
+    def _in_stream(self, start: int | datetime) -> AbstractAsyncContextManager[bulk.Columns]:
+        assert isinstance(start, int)
+        return bulk.read_columns(
+            self._bus,
+            self._folder.stream,
+            start=start,
+            end=self._end,
+            follow=self._follow,
+            window=self._window,
+        )
+
+    def _in_lake(self, start: int, end: int) -> Iterator[pa.Table]:
+        return lake_tables(self._folder, start, end)
 
 
 def _holding(folder: Folder, sequence: int, end: int) -> Segment:
@@ -222,16 +351,22 @@ def segment_batches(
 
     Raises LakeError `damaged`, and FileNotFoundError where a compaction has removed it.
     """
+    for batch in _rows(segment, stream, start, end):
+        messages = messages_of(batch, stream, max(end, stored))
+        if messages[0].sequence < start or messages[-1].sequence > end:
+            messages = [m for m in messages if start <= m.sequence <= end]
+        if messages:
+            yield messages
+
+
+def _rows(segment: Segment, stream: str, start: int, end: int) -> Iterator[pa.RecordBatch]:
+    """The columns RAW of what may lie between `start` and `end`."""
     with opened(segment.path) as file:
         facts_of(segment, stream, file.metadata)
         groups = [i for i in range(file.num_row_groups) if _within(file, i, start, end)]
         try:
-            for batch in file.iter_batches(BATCH_EVENTS, row_groups=groups, columns=list(RAW)):
-                messages = messages_of(batch, stream, max(end, stored))
-                if messages[0].sequence < start or messages[-1].sequence > end:
-                    messages = [m for m in messages if start <= m.sequence <= end]
-                if messages:
-                    yield messages
+            for group in groups:  # one at a time: each has some MB at most, however few rows
+                yield from file.iter_batches(BATCH_EVENTS, row_groups=[group], columns=list(RAW))
         except (pa.ArrowException, OSError) as error:
             raise damaged(segment.path, str(error)) from error
 
