@@ -75,7 +75,7 @@ async def batches(
 
 def _open(
     bus: Bus, stream: str, lake: str, start: int, end: int | None, window: int
-) -> AbstractAsyncContextManager[Columns]:
+) -> AbstractAsyncContextManager[Columns | lake_read.ColumnsReading]:
     follow = end is None
     if not lake:
         return bulk.read_columns(bus, stream, start=start, end=end, follow=follow, window=window)
@@ -90,7 +90,7 @@ class _Ahead:
     def __init__(
         self,
         bus: Bus,
-        source: Columns,
+        source: Columns | lake_read.ColumnsReading,
         stream: str,
         config: ProjectorConfig,
         position: Position | None,

@@ -99,7 +99,7 @@ async def test_a_snapshot_without_the_old_rows_is_not_used_for_events(
     Hot(live.store, folder, None).refresh()
     live.store.execute("insert into lake values ('LOG', 20, 'events_1')")
     live.store.execute("delete from events_1.events where seq <= 20")
-    live.store.execute("update messages set sender = 'of the snapshot'")
+    live.store.execute("update messages_1.messages set sender = 'of the snapshot'")
     take(live.store)
     expected = open_tables("expected")
     expected.apply(log)
@@ -179,7 +179,10 @@ async def test_a_wrong_query_is_refused_before_anything_is_built(
         ("select * from no_table", "syntax"),
         ("drop table events", "not_read_only"),
         ("select 1; select 2", "not_read_only"),
-        ("with a as (insert into events(seq) values (1) returning seq) from a", "not_read_only"),
+        (
+            "with a as (insert into events_1.events(seq) values (1) returning seq) from a",
+            "not_read_only",
+        ),
     ):
         with pytest.raises(QueryError) as caught:
             await as_of(bus, sql, 5, folder=tmp_path)

@@ -104,8 +104,8 @@ async def test_a_row_that_is_not_as_the_log_says_is_named(file: File) -> None:
         "update agents_1.agents set sent = sent + 1 where name = 'bob'",
         f"update memory_1.memory set text = null where first_seq = {first}",
         f"delete from quarantine where seq = {bad} and projection = 'memory'",
-        "insert into dead_letters by name select 7 as seq, 'x' as letter",
-        "insert into message_letters from message_letters limit 1",
+        "insert into dead_letters_1.dead_letters by name select 7 as seq, 'x' as letter",
+        "insert into messages_1.message_letters from message_letters limit 1",
     )
     verdict = await file.verdict()
     assert not verdict.ok and not verdict.gaps
@@ -163,7 +163,7 @@ async def test_a_lost_event_is_named_also_where_every_fold_would_lose_it(file: F
     expected = "of 150 messages up to LOG 150, events and quarantine account for 149: "
     assert verdict.gaps == [f"{expected}LOG {lost} is the first that is not"]
     assert [each.row["seq"] for each in verdict.differences] == [str(lost)]
-    file.change(f"insert into events from events where seq = {lost - 1}")
+    file.change(f"insert into events_1.events from events where seq = {lost - 1}")
     verdict = await file.verdict(names=["memory"])
     assert len(verdict.gaps) == 2 and not verdict.differences
     assert verdict.gaps[0] == f"1 messages are there twice, LOG {lost - 1} first"

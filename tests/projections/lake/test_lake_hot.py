@@ -165,7 +165,9 @@ def test_rows_that_come_back_below_the_watermark_are_not_doubled(file: File) -> 
     file.fold.apply(log)
     file.export(log)
     file.hot.refresh()
-    file.store.execute("insert into events by name select * from all_events where seq <= 60")
+    file.store.execute(
+        "insert into events_1.events by name select * from all_events where seq <= 60"
+    )
     assert file.one("select count(*) from all_events") == 86
     file.fold.apply([*log[94:], *later(log)])
     file.export(later(log))
