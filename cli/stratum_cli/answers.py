@@ -1,103 +1,124 @@
-"""SQL answers as rows for the output. Imports Arrow: only for commands that need it."""
+"""Where the rows of `stratum sql` come from. Imports Arrow: only for commands that need it."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
-import msgspec
 import pyarrow as pa
+from msgspec import Struct
 
-from stratum_bus.errors import ConnectionLost, QueryError
+from stratum_bus.config import duration_ns
+from stratum_bus.errors import ConnectionLost, QueryError, StratumError
 from stratum_cli.context import Cli
-from stratum_cli.failure import NoServer
-from stratum_projections.query import Answer, ask, query_file
+from stratum_cli.failure import NoServer, Usage
+from stratum_projections import found, moment
+from stratum_projections.asof import as_of
+from stratum_projections.query import Answer, of_stopped, stream
+
+_PROGRESS_SECONDS = 1.0
 
 
-async def answer(
-    cli: Cli,
-    sql: str,
-    *,
-    projector: str,
-    wait_for: int | None,
-    timeout_seconds: float,
-    max_rows: int,
-) -> tuple[Answer, str]:
-    """The projector's answer, else that of its file where none runs; and which of them it was.
+class Question(Struct, frozen=True):
+    """A query, and how it is to be answered."""
 
-    Raises QueryError, and NoServer or ConnectionLost where there is no file either.
+    sql: str
+    projector: str
+    wait_for: int | None
+    timeout_seconds: float
+    max_rows: int
+
+
+class Found(Struct, frozen=True):
+    """Rows as they come, once; the sequence that they reflect and who has said so."""
+
+    schema: pa.Schema
+    batches: AsyncIterator[pa.RecordBatch]
+    sequence: int
+    who: str
+
+
+@asynccontextmanager
+async def now(cli: Cli, asked: Question) -> AsyncIterator[Found]:
+    """The projector's rows, else those of its file where none runs.
+
+    Raises QueryError, PermissionDenied, and NoServer or ConnectionLost where there is no file.
     """
-    limits: dict[str, Any] = {"timeout_seconds": timeout_seconds, "max_rows": max_rows}
-    try:
-        async with cli.bus() as bus:
-            found = await ask(bus, sql, projector=projector, wait_for=wait_for, **limits)
-            return found, f"projector {projector}"
-    except (NoServer, ConnectionLost) as error:
-        silent: Exception = error
-    except QueryError as error:
-        if error.reason != "no_projector":
-            raise
-        silent = error
+    limits: dict[str, Any] = {
+        "wait_for": asked.wait_for,
+        "timeout_seconds": asked.timeout_seconds,
+        "max_rows": asked.max_rows,
+    }
+    async with AsyncExitStack() as stack:
+        try:
+            bus = await stack.enter_async_context(cli.bus())
+            rows = await stack.enter_async_context(
+                stream(bus, asked.sql, projector=asked.projector, **limits)
+            )
+        except (NoServer, ConnectionLost) as error:
+            silent: StratumError = error
+        except QueryError as error:
+            if error.reason != "no_projector":
+                raise
+            silent = error
+        else:
+            who = f"projector {asked.projector}"
+            yield Found(rows.schema, aiter(rows), rows.sequence, who)
+            return
     path = Path(cli.config.projector.path)
-    if lake := cli.config.lake.path:
-        limits["directories"] = [Path(lake)]
-    found = await anyio.to_thread.run_sync(lambda: _ask_file(path, sql, silent, **limits))
-    if wait_for is not None and found.sequence < wait_for:
-        raise QueryError(
-            "behind",
-            f"no projector runs, and {path} reflects sequence {found.sequence}, not {wait_for}: "
-            "start the projector with `stratum up`",
-        )
-    return found, str(path)
+    lake = cli.config.lake.path
+    limits["directories"] = [Path(lake)] if lake else []
+    answer = await anyio.to_thread.run_sync(partial(of_stopped, path, asked.sql, silent, **limits))
+    yield _of_answer(answer, str(path))
 
 
-def _ask_file(path: Path, sql: str, silent: Exception, **limits: Any) -> Answer:
-    if not path.exists():
-        raise silent
+@asynccontextmanager
+async def then(cli: Cli, asked: Question, at: int | datetime) -> AsyncIterator[Found]:
+    """The rows as of a moment. Raises as `as_of` does, NoServer, and ConfigError."""
+    said = time.monotonic()
+
+    def progress(sequence: int, end: int) -> None:
+        nonlocal said
+        if time.monotonic() >= said + _PROGRESS_SECONDS:
+            said = time.monotonic()
+            cli.out.talk(f"reading the log: {sequence:,} of {end:,}")
+
+    async with cli.bus() as bus:
+        answer = await as_of(
+            bus, asked.sql, at, folder=Path(cli.config.projector.path).parent,
+            projections=found.find(cli.config), lake=cli.config.lake.path, progress=progress,
+            timeout_seconds=asked.timeout_seconds, max_rows=asked.max_rows,
+        )  # fmt: skip
+    yield _of_answer(answer, "the log")
+
+
+def moment_of(text: str) -> tuple[int | datetime, bool]:
+    """A sequence; a time in ISO 8601, in UTC if it names no zone; or how long ago, as in -2h.
+
+    Also whether it is clear without that. Raises Usage.
+    """
     try:
-        return query_file(path, sql, **limits)
+        ago = timedelta(microseconds=duration_ns(text.strip().removeprefix("-")) // 1000)
+        return datetime.now(UTC) - ago, True
+    except (ValueError, OverflowError):
+        pass
+    try:
+        at = moment.parse(text)
     except QueryError as error:
-        if error.reason == "locked":  # its projector starts just now, or serves another bus
-            raise QueryError("no_projector", f"{silent}; {error}") from None
-        raise
+        raise Usage(str(error)) from None
+    clear = isinstance(at, int) or datetime.fromisoformat(text.strip()).tzinfo is not None
+    return at, clear
 
 
-def objects(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows by the names of their columns; a name that recurs gets a number."""
-    names: list[str] = []
-    for name in table.column_names:
-        n = sum(name == each or each.startswith(f"{name}_") for each in names)
-        names.append(f"{name}_{n + 1}" if name in names else name)
-    for values in _values(table):
-        yield dict(zip(names, values, strict=True))
+def _of_answer(answer: Answer, who: str) -> Found:
+    async def batches() -> AsyncIterator[pa.RecordBatch]:
+        for batch in answer.table.to_batches():
+            yield batch
 
-
-def as_csv(table: pa.Table) -> str:
-    """The rows with a line of names first, as RFC 4180 has it; NULL is empty."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(table.column_names)
-    for values in _values(table):
-        writer.writerow([_csv_cell(value) for value in values])
-    return out.getvalue()
-
-
-def _values(table: pa.Table) -> Iterator[tuple[Any, ...]]:
-    columns = []
-    for column in table.columns:
-        values = column.to_pylist()
-        if pa.types.is_interval(column.type):
-            values = [value and value._asdict() for value in values]
-        columns.append(values)
-    return zip(*columns, strict=True) if columns else iter(())
-
-
-def _csv_cell(value: Any) -> Any:
-    if value is None or isinstance(value, str | int | float):
-        return value
-    text = msgspec.json.encode(value).decode()
-    return text[1:-1] if text.startswith('"') else text
+    return Found(answer.table.schema, batches(), answer.sequence, who)

@@ -108,6 +108,14 @@ class Output:
         """One JSON object on a line of its own."""
         _write(one_line(msgspec.json.encode(row)).translate(_VISIBLE_IN_JSON) + "\n")
 
+    def json_lines(self, lines: bytes) -> None:
+        """JSON objects, each on a line of its own."""
+        _write(lines.decode().translate(_VISIBLE_IN_JSON))
+
+    def bytes(self, data: bytes) -> None:
+        """Bytes as they are: for binary formats and CSV."""
+        _write_bytes(data)
+
     def clear(self) -> None:
         """Begin at the top of the terminal again."""
         if self.terminal and not self.json:
@@ -256,11 +264,15 @@ def _fit(widths: Sequence[int], available: int) -> list[int]:
 
 
 def _write(text: str) -> None:
+    _write_bytes(text.encode(errors="backslashreplace"))
+
+
+def _write_bytes(data: bytes) -> None:
     if sys.stdout is None:
         return
     try:
         sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
+        sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         _give_up_stdout()

@@ -61,6 +61,7 @@ MAX_BYTES = 512_000_000
 
 PROBE_SECONDS = 0.5
 _CLOSE_SECONDS = 2.0
+_STOPS = "the projector stops: ask again when it runs"
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
@@ -141,6 +142,7 @@ class _Service:
         self._running: set[_Asked] = set()
         self._free: list[Reader] = []
         self._count = 0
+        self._closing = False
 
     async def answer(self, request: Reply) -> None:
         """Answer one request, by rows or by an error."""
@@ -169,6 +171,8 @@ class _Service:
             log.debug("an answer was not sent: %s", error)
 
     def _decoded(self, payload: bytes) -> Query:
+        if self._closing:
+            raise QueryError("cancelled", _STOPS)
         if len(self._asked) >= self.most:
             text = f"{len(self._asked)} queries run or wait already: ask again a little later"
             raise QueryError("busy", text)
@@ -291,8 +295,9 @@ class _Service:
 
     async def close(self) -> None:
         """End all queries; returns when their threads have, or after a while."""
+        self._closing = True
         for asked in list(self._asked.values()):
-            asked.end(QueryError("cancelled", "the projector stops"))
+            asked.end(QueryError("cancelled", _STOPS))
         self._threads.shutdown(wait=False, cancel_futures=True)
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             while self._running:

@@ -8,7 +8,8 @@ few such files are kept, so that the next question about the same moment is answ
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -62,17 +63,37 @@ async def as_of(
     Raises QueryError: `moment` where the log has no such moment (any longer, or yet), the reasons
     of `select`; and as `build` does: LakeError `missing`, ProjectorError, NotFound, ConnectionLost.
     """
+    async with file_as_of(
+        bus, sql, at, folder=folder, projections=projections, lake=lake, progress=progress
+    ) as (path, sequence):
+        asking = partial(query_file, timeout_seconds=timeout_seconds, max_rows=max_rows)
+        answer = await anyio.to_thread.run_sync(asking, path, sql)
+        return Answer(answer.table, sequence)
+
+
+@asynccontextmanager
+async def file_as_of(
+    bus: Bus,
+    sql: str,
+    at: int | datetime,
+    *,
+    folder: Path | str,
+    projections: Sequence[Projection] = SHIPPED,
+    lake: str = "",
+    progress: Progress | None = None,
+) -> AsyncIterator[tuple[Path, int]]:
+    """A file that has what a query reads as of a moment, and its sequence; to be read, and as long
+    as the context lasts. For answers that memory need not hold; else as `as_of`, and raises as that.
+    """
     moment = await find(bus, at, lake)
     wanted = reads(sql, projections)
     files = Files(Path(folder), moment, wanted)
     async with scratch(files.folder) as own:
         path = own / "log.duckdb"
         if not await anyio.to_thread.run_sync(files.ready, path):
-            await anyio.to_thread.run_sync(_check, sql, projections, timeout_seconds, max_rows)
+            await anyio.to_thread.run_sync(_check, sql, projections)
             await _make(bus, path, files, lake, progress)
-        asking = partial(query_file, timeout_seconds=timeout_seconds, max_rows=max_rows)
-        answer = await anyio.to_thread.run_sync(asking, path, sql)
-        return Answer(answer.table, moment.sequence)
+        yield path, moment.sequence
 
 
 def reads(sql: str, projections: Sequence[Projection]) -> list[Projection]:
@@ -90,9 +111,7 @@ def reads(sql: str, projections: Sequence[Projection]) -> list[Projection]:
     return found
 
 
-def _check(
-    sql: str, projections: Sequence[Projection], timeout_seconds: float, max_rows: int
-) -> None:
+def _check(sql: str, projections: Sequence[Projection]) -> None:
     """Raise QueryError for what could not be answered from any tables: these are empty."""
     path = Path(":memory:")
     store = Store(path, connect(path, ()))
@@ -101,7 +120,7 @@ def _check(
         _one_view(store, projections)
         reader = store.reader()
         try:
-            with select(reader, sql, timeout_seconds=timeout_seconds, max_rows=max_rows):
+            with select(reader, sql, timeout_seconds=TIMEOUT_SECONDS, max_rows=MAX_ROWS):
                 pass
         finally:
             reader.close()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 from msgspec import Struct
 
 from stratum_projections.checkpoint import STREAM
 from stratum_projections.lake import hot
 from stratum_projections.projection import quoted
-from stratum_projections.query import query_file
+from stratum_projections.query import MAX_ROWS, TIMEOUT_SECONDS
+from stratum_projections.select import Reader, open_read_only, renew, select
 
 
 class Standing(Struct, frozen=True):
@@ -27,23 +30,30 @@ class Standing(Struct, frozen=True):
 
 def standing(path: Path) -> Standing:
     """Blocking. Raises QueryError, also for a file that no projector made."""
-    rows = query_file(
-        path,
-        f"""select name, version, sequence, created from projections
-            left join checkpoint on projection = name and stream = {quoted(STREAM)}""",
-    ).table.to_pylist()
+    stream = quoted(STREAM)
+    with open_read_only(path) as reader:
+        rows = _rows(
+            reader,
+            f"""select name, version, sequence, created from projections
+                left join checkpoint on projection = name and stream = {stream}""",
+        )
+        mark = f"table_name = {quoted(hot.WATERMARK)}"
+        watermark = 0
+        if _rows(reader, f"select 1 as there from duckdb_tables() where {mark}"):
+            sql = f"select max(watermark) as w from {hot.WATERMARK} where stream = {stream}"
+            [found] = _rows(reader, sql)
+            watermark = int(found["w"] or 0)
     return Standing(
         created=next((row["created"] for row in rows if row["created"]), ""),
         versions={row["name"]: row["version"] for row in rows},
         positions={row["name"]: row["sequence"] for row in rows if row["sequence"] is not None},
-        watermark=_watermark(path),
+        watermark=watermark,
     )
 
 
-def _watermark(path: Path) -> int:
-    name, stream = quoted(hot.WATERMARK), quoted(STREAM)
-    sql = f"select table_name from duckdb_tables() where table_name = {name}"
-    if not query_file(path, sql).table.num_rows:
-        return 0
-    sql = f"select max(watermark) as w from {hot.WATERMARK} where stream = {stream}"
-    return int(query_file(path, sql).table["w"][0].as_py() or 0)
+def _rows(reader: Reader, sql: str) -> list[dict[str, Any]]:
+    with select(reader, sql, timeout_seconds=TIMEOUT_SECONDS, max_rows=MAX_ROWS) as found:
+        _, schema, batches = found
+        rows: list[dict[str, Any]] = pa.Table.from_batches(batches, schema).to_pylist()
+    renew(reader)
+    return rows

@@ -77,3 +77,18 @@ def test_an_original_that_cannot_be_read_cannot_be_redriven(stratum: Any, log: A
         result = stratum("dead", "redrive", "1", *options)
         assert (result.returncode, result.stdout) == (5, "")
         assert "not a readable event" in result.stderr
+
+
+def test_shows_what_happened_to_a_message_that_killed_its_agent(
+    stratum: Any, log: Any, letters: list[int]
+) -> None:
+    held = [{"stream": "LOG", "sequence": letters[0], "begun": True, "deaths": 1}]
+    ended = {"instance": "1-x", "pid": 7, "code": -9, "signal": "SIGKILL"}
+    log.store("control.editor.ended", json.dumps({**ended, "held": held}).encode())
+    log.store("control.editor.ended", json.dumps(ended).encode())
+    shown = stratum("dead", "show", str(letters[0]))
+    assert shown.stdout.count("1-x (pid 7) ended by itself after 0.0 s: SIGKILL") == 1
+    (row,) = rows(stratum("dead", "show", str(letters[0]), "--json"))
+    assert [each["name"] for each in row["history"]] == ["ended"]
+    (other,) = rows(stratum("dead", "show", str(letters[1]), "--json"))
+    assert other["history"] == []

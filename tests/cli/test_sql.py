@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from stratum_bus.bus import Bus
@@ -61,6 +65,94 @@ def test_answers_in_every_format(stratum: Any, projector: Any) -> None:
     assert first == ["1", 'x, "y"\nz', "", "[1,2]", "1.50", "0.1"]
     assert '"a":1' in stratum("sql", query, "--json").stdout
     assert len(stratum("sql", query).stdout.splitlines()) == 2
+
+
+def test_json_is_json_in_json_and_text_elsewhere(stratum: Any, projector: Any) -> None:
+    query = "select data, '[1]'::json as j from events where seq = 1"
+    for arguments in (("--json",), ("--format", "json")):
+        [row] = map(json.loads, stratum("sql", query, *arguments).stdout.splitlines())
+        assert row == {"data": {"q": 1}, "j": [1]}
+    assert stratum("sql", query, "--format", "csv").stdout == 'data,j\n"{""q"":1}",[1]\n'
+    assert '{"q":1}' in stratum("sql", query).stdout
+
+
+def test_a_file_is_written_in_the_format_of_its_suffix(
+    stratum: Any, projector: Any, project: Path
+) -> None:
+    query = "select i, 'r' || i as r from range(200_000) t(i)"
+    for name in ("t.csv", "t.JSON", "t.arrow", "t.parquet"):
+        result = stratum("sql", query, "-o", name)
+        assert (result.returncode, result.stdout) == (0, ""), result.stderr
+        assert f"200,000 rows in {name}, as of LOG 2, from projector main" in result.stderr
+    expected = pa.table({"i": range(200_000), "r": [f"r{i}" for i in range(200_000)]})
+    lines = (project / "t.csv").read_text().splitlines()
+    assert (lines[0], lines[-1], len(lines)) == ("i,r", "199999,r199999", 200_001)
+    last = (project / "t.JSON").read_bytes().splitlines()[-1]
+    assert json.loads(last) == {"i": 199_999, "r": "r199999"}
+    assert pa.ipc.open_file((project / "t.arrow").read_bytes()).read_all() == expected
+    assert pa.parquet.read_table(project / "t.parquet") == expected
+    assert stratum("sql", "select 1 a", "-o", "t.csv", "--format", "json").returncode == 0
+    assert (project / "t.csv").read_text() == '{"a":1}\n'
+    assert sorted(path.name for path in project.glob("*.new")) == []
+
+
+def test_a_pipe_takes_what_a_terminal_does_not(process: Any, bus_url: str, projector: Any) -> None:
+    command = [sys.executable, "-m", "stratum_cli", "--nats-url", bus_url, "sql", "select 1 a"]
+    arrow = subprocess.run([*command, "--format", "arrow"], capture_output=True, check=True)
+    assert pa.ipc.open_stream(arrow.stdout).read_all().to_pylist() == [{"a": 1}]
+    terminal, end = os.openpty()
+    refused = subprocess.run(
+        [*command, "--format", "arrow"], stdout=end, stderr=subprocess.PIPE, check=False
+    )
+    os.close(terminal)
+    os.close(end)
+    assert (refused.returncode, b"not for a terminal" in refused.stderr) == (2, True)
+
+
+def test_a_file_that_cannot_be_is_refused_and_nothing_is_left(
+    stratum: Any, projector: Any, project: Path
+) -> None:
+    (project / "folder.csv").mkdir()
+    (project / "old.csv").write_text("old")
+    for arguments, code, part in (
+        (("select 1", "-o", "folder.csv"), 5, "is a folder"),
+        (("select 1", "-o", "nowhere/t.csv"), 5, "no such file"),
+        (("select 1", "-o", "/dev/null", "--format", "csv"), 5, "not a regular file"),
+        (("select 1", "-o", "t.txt"), 2, "names no format"),
+        (("select 1", "-o", "t"), 2, "no suffix"),
+        (("select 1", "-o", "t.csv", "--format", "table"), 2, "for reading"),
+        (("select 1", "--format", "xml"), 2, "'xml' is unknown"),
+        (("select interval 1 day", "-o", "t.parquet"), 5, "cast it"),
+        (("select nowhere", "-o", "old.csv"), 2, "nowhere"),
+        (("select * from range(200_000)", "-o", "old.csv", "--limit", "150000"), 5, "150,000"),
+    ):
+        result = stratum("sql", *arguments)
+        assert (result.returncode, result.stdout) == (code, ""), result.stderr
+        assert part in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert (project / "old.csv").read_text() == "old"
+    assert not list(project.glob("*.new")) + list(project.glob("t.*"))
+
+
+def test_a_query_as_of_a_moment(stratum: Any, projector: Any) -> None:
+    query = "select count(*) n from events"
+    result = stratum("sql", query, "--as-of", "1", "--json")
+    assert (result.stdout, result.returncode) == ('{"n":1}\n', 0), result.stderr
+    assert "as of LOG 1, from the log" in result.stderr
+    assert stratum("sql", query, "--as-of", "-0.1ms", "--json").stdout == '{"n":2}\n'
+    now = datetime.now(UTC).isoformat()
+    assert stratum("sql", query, "--as-of", now, "--json").stdout == '{"n":2}\n'
+    unzoned = stratum("sql", query, "--as-of", now.removesuffix("+00:00"), "--json")
+    assert (unzoned.stdout, "in UTC" in unzoned.stderr) == ('{"n":2}\n', True)
+    for moment, code, part in (
+        ("-90d", 3, "nothing was stored by"),
+        ("9", 3, "no sequence 9"),
+        ("someday", 2, "is no moment"),
+    ):
+        refused = stratum("sql", query, "--as-of", moment)
+        assert (refused.returncode, refused.stdout) == (code, "")
+        assert part in refused.stderr
+    assert stratum("sql", query, "--as-of", "1", "--wait-for", "2").returncode == 2
 
 
 def test_columns_of_one_name_are_told_apart(stratum: Any, projector: Any) -> None:

@@ -60,7 +60,7 @@ async def test_every_table_is_that_of_a_projector_stopped_there(
 ) -> None:
     chance = random.Random(3)
     log = await publish(bus, random_log(31, 150))
-    for at in (1, *chance.sample(range(2, 150), 2), 150):
+    for at in (1, chance.randrange(50, 100), 150):
         stopped = open_tables(f"stopped{at}")
         stopped.apply(log[:at])
         for table in chance.sample(TABLES, 1) if at == 1 else ["quarantine", *TABLES]:
@@ -219,12 +219,13 @@ async def test_only_the_newest_files_stay(
     def moments() -> list[int]:
         return sorted(int(path.name.split(".")[1]) for path in (tmp_path / "asof").glob("*.duckdb"))
 
-    for at in (1, 2, 3, 4, 1, 5, 6):
+    monkeypatch.setattr(kept, "KEPT", 2)
+    for at in (1, 2, 1, 3):
         await count(bus, at, tmp_path)
-    assert moments() == [1, 4, 5, 6]
+    assert moments() == [1, 3]
     monkeypatch.setattr(kept, "KEPT_BYTES", 1)
-    await count(bus, 7, tmp_path)
-    assert moments() == [7]
+    await count(bus, 4, tmp_path)
+    assert moments() == [4]
     assert len(os.listdir(tmp_path / "asof")) == 2  # and the lock
 
 

@@ -15,6 +15,7 @@ from stratum_cli import delivery, events, known
 from stratum_cli.command import DryRun, command, group
 from stratum_cli.context import Cli
 from stratum_cli.failure import Refusal, Usage
+from stratum_cli.output import time_text
 
 
 class State(StrEnum):
@@ -83,7 +84,9 @@ async def show(
         ),
     ],
 ) -> None:
-    """Show one dead letter: why, where it failed, and the original."""
+    """Show one dead letter: why, where it failed, what happened to it, and the original."""
+    from stratum_projections.health import story
+
     async with cli.bus() as bus:
         found = await dead.find(bus, letter)
         origin = found.letter.origin
@@ -92,11 +95,14 @@ async def show(
             original = events.row(await bus.get(origin.stream, origin.sequence))
         except NotFound:
             original = None
+        agent = found.letter.agent
+        history = await story.about(bus, agent, origin.stream, origin.sequence)
     more = {
         "run": found.letter.run,
         "trace": found.letter.trace,
         "original_id": origin.id,
         "original": original,
+        "history": [_told(each) if not cli.out.json else _fields(each) for each in history],
     }
     cli.out.record({**_row(found), **more})
 
@@ -199,6 +205,14 @@ def _row(letter: Letter) -> dict[str, Any]:
         "origin": _origin(letter),
         "error": body.error,
     }
+
+
+def _told(moment: Any) -> str:
+    return f"{moment.sequence}  {time_text(moment.time)}  {moment.by} {moment.name}: {moment.text}"
+
+
+def _fields(moment: Any) -> dict[str, Any]:
+    return {name: getattr(moment, name) for name in ("sequence", "time", "by", "name", "text")}
 
 
 def _origin(letter: Letter) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import anyio.to_thread
 import typer
 
 from stratum_bus import subject
@@ -13,11 +14,14 @@ from stratum_cli.command import command
 from stratum_cli.context import Cli
 from stratum_cli.failure import Usage
 
+if TYPE_CHECKING:
+    from stratum_cli.answers import Found
+    from stratum_cli.formats import Format
 
-class Format(StrEnum):
-    table = "table"
-    json = "json"
-    csv = "csv"
+FORMATS = "table, json, csv, arrow or parquet"
+LIMIT_ROWS = 100_000
+_FILE_ROWS = 1_000_000_000
+"""Of an answer that goes to a file, where no limit is given: the projector's own limit holds."""
 
 
 def register(app: typer.Typer) -> None:
@@ -31,13 +35,39 @@ async def sql(
         typer.Argument(metavar="QUERY", help="One SELECT in DuckDB's SQL; - reads it from stdin."),
     ],
     format: Annotated[
-        Format | None,
-        typer.Option("--format", metavar="FORMAT", show_default=False, help="table, json or csv."),
+        str | None,
+        typer.Option("--format", metavar="FORMAT", show_default=False, help=f"{FORMATS}."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            show_default=False,
+            help="Write to a file as rows come; its suffix names the format.",
+        ),
     ] = None,
     limit: Annotated[
-        int,
-        typer.Option("--limit", metavar="ROWS", min=1, help="Refuse an answer with more rows."),
-    ] = 100_000,
+        int | None,
+        typer.Option(
+            "--limit",
+            metavar="ROWS",
+            min=1,
+            show_default=False,
+            help="Refuse an answer with more rows; 100000 where it is not given, none with -o.",
+        ),
+    ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            "--as-of",
+            metavar="TIME|SEQ",
+            show_default=False,
+            help="Answer from the log up to then: a sequence, a time (UTC if it names no zone), or "
+            "how long ago, as in -2h.",
+        ),
+    ] = None,
     wait_for: Annotated[
         int | None,
         typer.Option(
@@ -61,32 +91,88 @@ async def sql(
     reflects is said on stderr. `select table_name from information_schema.tables` lists the tables.
 
     Example: `stratum sql 'select about, score, text from memory order by score desc limit 10'`
+
+    Example: `stratum sql 'from events' -o events.parquet`
+
+    Example: `stratum sql --as-of 2026-11-01T12:00Z 'select count(*) from messages'`
     """
     from stratum_cli import answers
 
     subject.token(projector, "projector name")
+    if as_of is not None and wait_for is not None:
+        raise Usage("--as-of and --wait-for exclude each other: a moment of the log is there")
+    wanted = _wanted(cli, format, output)
     text = _stdin() if query == "-" else query
     if not text.strip():
         raise Usage("the query is empty")
-    found, who = await answers.answer(
-        cli,
-        text,
-        projector=projector,
-        wait_for=wait_for,
-        timeout_seconds=timeout_seconds,
-        max_rows=limit,
-    )
-    wanted = format or (Format.json if cli.out.json else Format.table)
-    if wanted is Format.csv:
-        cli.out.raw(answers.as_csv(found.table))
-    elif wanted is Format.json:
-        for row in answers.objects(found.table):
-            cli.out.object(row)
+    rows = limit or (LIMIT_ROWS if output is None else _FILE_ROWS)
+    asked = answers.Question(text, projector, wait_for, timeout_seconds, rows)
+    if as_of is None:
+        answering = answers.now(cli, asked)
     else:
-        rows = list(answers.objects(found.table))
-        names = {name: name for name in (rows[0] if rows else ())}
-        cli.out.table(rows, names, nothing="no rows")
-    cli.out.talk(f"as of LOG {found.sequence}, from {who}")
+        at, zoned = answers.moment_of(as_of)
+        if not zoned:
+            cli.out.talk(f"{as_of} is taken to be in UTC")
+        answering = answers.then(cli, asked, at)
+    async with answering as found:
+        where = f"as of LOG {found.sequence}, from {found.who}"
+        if output is not None:
+            count = await _to_file(found, wanted, output)
+            cli.out.talk(f"{count:,} rows in {output}, {where}")
+            return
+        await _to_stdout(cli, found, wanted)
+        cli.out.talk(where)
+
+
+def _wanted(cli: Cli, given: str | None, output: Path | None) -> Format:
+    """The format, from what was said or from the file's suffix."""
+    from stratum_cli.formats import BINARY, SUFFIXES, Format
+
+    if given is not None:
+        if given not in list(Format):
+            raise Usage(f"--format {given!r} is unknown: it is {FORMATS}")
+        wanted = Format(given)
+    elif output is not None:
+        suffix = output.suffix.lower()
+        if suffix not in SUFFIXES:
+            said = f"ends in {suffix}, which" if suffix else "has no suffix, which"
+            raise Usage(
+                f"{output} {said} names no format: add --format json, csv, arrow or parquet"
+            )
+        wanted = SUFFIXES[suffix]
+    else:
+        wanted = Format.json if cli.out.json else Format.table
+    if output is not None and wanted is Format.table:
+        raise Usage("a table is for reading: give -o json, csv, arrow or parquet as --format")
+    if output is None and wanted in BINARY and cli.out.terminal:
+        raise Usage(f"{wanted} is not for a terminal: name a file with -o, or lead stdout into one")
+    return wanted
+
+
+async def _to_file(found: Found, wanted: Format, path: Path) -> int:
+    """Write all rows; returns how many."""
+    from stratum_cli.formats import new_file, writing
+
+    count = 0
+    with new_file(path) as file, writing(wanted, file, found.schema, is_file=True) as writer:
+        async for batch in found.batches:
+            await anyio.to_thread.run_sync(writer.write, batch)
+            count += batch.num_rows
+    return count
+
+
+async def _to_stdout(cli: Cli, found: Found, wanted: Format) -> None:
+    from stratum_cli.formats import Format, Stdout, writing
+    from stratum_projections.rows import names, objects
+
+    if wanted is Format.table:
+        rows = [row async for batch in found.batches for row in objects(batch)]
+        cli.out.table(rows, {name: name for name in names(found.schema)}, nothing="no rows")
+        return
+    out = Stdout(cli.out, wanted)
+    with writing(wanted, out, found.schema, is_file=wanted is Format.parquet) as writer:
+        async for batch in found.batches:
+            writer.write(batch)
 
 
 def _stdin() -> str:

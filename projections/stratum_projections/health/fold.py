@@ -34,6 +34,9 @@ REMEMBER_NS = 7 * 24 * FORGET_NS
 ENDS_MAX = 100
 STRIKES_MAX = 1000
 STUCK = "stuck"
+FORGIVE = (control.START, control.RESTART, control.RESUME)
+"""Commands by which a person says that an agent is to be tried anew."""
+
 RESTART_ID = control.command_id("", control.RESTART)
 
 
@@ -67,7 +70,7 @@ def fold_control(
     if fold is not None:
         fold(known, config, agent, event, at)
     elif name in control.COMMANDS:
-        _fold_command(known, agent, name, event.id, typed(event, control.Command).data)
+        _fold_command(_state(known, agent), name, event.id, typed(event, control.Command).data, at)
     if event.id.startswith("cmd-") and event.causationid:
         _fold_given(known, name, event.causationid)
 
@@ -207,19 +210,19 @@ def _fold_strike(state: AgentState, message: str, step: str, at: Moment) -> None
         del state.strikes[next(iter(state.strikes))]
 
 
-def _fold_command(known: Known, agent: str, name: str, id: str, command: control.Command) -> None:
-    state = _state(known, agent)
+def _fold_command(
+    state: AgentState, name: str, id: str, command: control.Command, at: Moment
+) -> None:
+    if name in FORGIVE and not command.instance and not command.incident:
+        state.stopped = state.quarantined = False
+        state.forgiven_ns = at.ns
     match name:
         case control.STOP:
             state.stopped = True
-        case control.START:
-            state.stopped = state.quarantined = False
-        case control.RESTART if not command.instance and not command.incident:
-            state.stopped = state.quarantined = False
         case control.PAUSE:
             state.paused = True
         case control.RESUME:
-            state.paused = state.quarantined = False
+            state.paused = False
         case control.QUARANTINE:
             state.quarantined = True
         case control.SCALE:

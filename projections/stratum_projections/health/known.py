@@ -128,7 +128,8 @@ class AgentState(Struct, kw_only=True):
 
     `restarts` were not asked for by a person. `beats`: one of its instances was heard at some time, so that the others should be. `parked` are
     messages that a command set aside, with its id; `strikes` are the incidents in a row at which a
-    message was stuck in the same step. `last_incident` is the sequence of the last event under `control.<agent>.incident`, `decided`
+    message was stuck in the same step. `forgiven_ns` is when a person last had it start again, after
+    a mend or so. `last_incident` is the sequence of the last event under `control.<agent>.incident`, `decided`
     until when decisions wait for the last ones to appear in the log.
     """
 
@@ -142,6 +143,7 @@ class AgentState(Struct, kw_only=True):
     beats: bool = False
     parked: dict[str, str] = field(default_factory=dict)
     strikes: dict[str, Strikes] = field(default_factory=dict)
+    forgiven_ns: int = 0
     last_incident: int = 0
     decided_ns: int = 0
 

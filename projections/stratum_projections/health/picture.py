@@ -104,7 +104,7 @@ def _row(known: Known, config: HealthConfig, life: Life, positions: dict[str, Po
     said = SILENT if ago > config.of(life.agent).dead.seconds else beat.state
     return replace(
         row, state=PAUSED if state.paused and said != SILENT else said,
-        beat_seconds_ago=round(ago, 2), in_hand=beat.holds, resident_bytes=beat.resident_bytes,
+        beat_seconds_ago=round(max(0.0, ago), 2), in_hand=beat.holds, resident_bytes=beat.resident_bytes,
         loop_lag_seconds=beat.loop_lag_seconds, progress=beat.progress, pid=beat.pid,
         host=beat.host, version=beat.version, started=beat.started,
     )  # fmt: skip

@@ -80,6 +80,42 @@ async def story(bus: Bus, agent: str, start: int | datetime) -> list[Told]:
     return found
 
 
+async def about(bus: Bus, agent: str, stream: str, sequence: int) -> list[Told]:
+    """What happened to an agent for one message: the ends that it was in hand at, what was found wrong
+    with it, and what was done about that, in the order of the log."""
+    place = f"{stream}-{sequence}"
+    found: list[Told] = []
+    asked: set[str] = set()
+    for told in await story(bus, agent, sequence if stream == "LOG" else 1):
+        if _concerns(told, place) or (told.name == control.OUTCOME and told.of in asked):
+            found.append(told)
+            asked.add(told.id)
+    return found
+
+
+def _concerns(told: Told, place: str) -> bool:
+    match told.name:
+        case control.ENDED:
+            held = told.data.get("held", ())
+            return any(each.get("begun") and _place(each) == place for each in held)
+        case "incident":
+            evidence = told.data.get("evidence", {})
+            places = (told.data.get("about"), evidence.get("message"), *_begun(evidence))
+            return place in places
+        case control.PARK:
+            return _place(told.data) == place
+    return False
+
+
+def _begun(evidence: dict[str, Any]) -> list[str]:
+    """The messages that were worked on, as the judges write them."""
+    return [each if isinstance(each, str) else _place(each) for each in evidence.get("begun", ())]
+
+
+def _place(data: dict[str, Any]) -> str:
+    return f"{data.get('stream', 'LOG')}-{data.get('sequence')}"
+
+
 async def _events(
     bus: Bus, filter: str, start: int | datetime
 ) -> AsyncIterator[tuple[Message, RawEvent]]:

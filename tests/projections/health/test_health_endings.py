@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from stratum_bus.control import Held
 from stratum_projections.health.observed import Repetition
 
@@ -110,6 +112,20 @@ def test_a_quarantine_that_its_supervisor_gave_is_not_given_again(world: Any) ->
     world.run(5)
     assert ("crash_loop", "a", "", "open") in world.shown()
     assert world.commands() == []
+
+
+@pytest.mark.parametrize("command", ["start", "restart", "resume"])
+def test_what_a_person_starts_again_is_not_given_up_for_what_was_before(
+    world: Any, command: str
+) -> None:
+    die(world, 6, begun=False)
+    world.command("a", "quarantine")
+    world.run(5)
+    world.command("a", command)
+    world.started("a", "i9")
+    world.run(70)
+    assert world.commands() == []
+    assert ("crash_loop", "a", "", "closed") in world.shown()
 
 
 def test_a_run_that_repeats_one_call_is_cancelled_and_no_instance_is_restarted(world: Any) -> None:

@@ -114,6 +114,17 @@ def test_the_log_says_that_an_agent_is_stuck_whatever_its_beats_say(world: Any) 
     assert world.over() == ["its consumer moves again"]
 
 
+def test_what_its_beats_say_goes_before_what_its_consumer_says(world: Any) -> None:
+    """The message is named, and so may be found to be poison."""
+    world.positions = [Position("a", "LOG", 0, 1, 50, 49)]
+    world.started("a", "i1")
+    world.run(1)
+    world.instances[-1].takes(50)
+    world.run(12)
+    assert world.shown() == [("stuck", "a", "i1", "open")]
+    assert world.incidents()[0].evidence["message"] == "LOG-50"
+
+
 def test_a_consumer_whose_runs_get_entries_is_not_stuck(world: Any) -> None:
     world.alive("a")
     for entry in range(30):

@@ -19,7 +19,7 @@ def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
     for agent, state in known.agents.items():
         own = config.of(agent).crash_loop
         after = known.now.ns - int(own.seconds * NS)
-        after = max(after, known.closed.get((KIND, agent, "", ""), 0))
+        after = max(after, known.closed.get((KIND, agent, "", ""), 0), state.forgiven_ns)
         ends = [
             end
             for end in state.ends

@@ -15,6 +15,9 @@ from stratum_projections.health.judges.replaced import replaced, restart
 from stratum_projections.health.known import Inbox, Known, Life, Opened, moments
 
 KIND = "stuck"
+SAID_SECONDS = 10.0
+"""Whose instances say what they have in hand is judged by that, which names the message; by its
+consumer only so much later, or after twice the time."""
 
 
 def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
@@ -24,6 +27,8 @@ def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
             yield from _by_beats(known, config, life, limit)
     for agent, inbox in known.inboxes.items():
         limit = config.of(agent).stuck.seconds
+        if any(life.marks for life in known.living(agent, config.dead.seconds)):
+            limit += min(limit, SAID_SECONDS)
         seconds = known.seconds_since(known.newest(agent, inbox.moved))
         resting = known.agent(agent).resting
         if inbox.position.in_hand and seconds >= limit and not resting:
