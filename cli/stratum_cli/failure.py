@@ -12,7 +12,7 @@ INTERRUPTED, OUTPUT_CLOSED = 130, 141
 
 EXIT_CODES = {
     OK: "done",
-    FAILED: "failed, or `doctor` or `run replay` found something wrong",
+    FAILED: "failed, or `doctor`, `run replay` or `contract` found something wrong",
     USAGE: "a mistake in the command line, in DATA or in stratum.toml",
     NOT_FOUND: "there is no such stream, agent, message or dead letter",
     NO_SERVER: "no server or projector runs, or the connection to it broke",

@@ -22,9 +22,8 @@ const HANDLERS = {
 
 const { STRATUM_NATS_URL = "nats://127.0.0.1:4222", STRATUM_AGENT: AGENT = "words" } = process.env;
 const INSTANCE = process.env.STRATUM_INSTANCE || `1-${process.pid}-${randomUUID().slice(0, 8)}`;
-const [STARTED, ATTEMPTS] = [new Date(), 5];
 const PASSING = [10077, 10158, 10163, 10167, 10176, 10210, 10211]; // the server asks to try again
-const inHand = new Map(); // by sequence: the message, and what the heartbeat tells of it
+const [started, inHand] = [new Date(), new Map()]; // by sequence: what a beat tells of it
 let [state, progress, pending] = ["starting", 0, null];
 const { host: servers, username: user, password: pass } = new URL(STRATUM_NATS_URL);
 const nats = await connect({
@@ -51,8 +50,8 @@ function read(m) {
   try {
     const body = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(m.data));
     if (body?.specversion === undefined) return { ...bare, data: body };
-    const isText = (each) => each && typeof each === "string";
-    if ([body.id, body.source, body.type].every(isText)) return { ...body, ...place };
+    const isWhole = [body.id, body.source, body.type].every((each) => each && typeof each === "string");
+    if (isWhole) return { ...body, ...place };
     throw new Error("id, source or type is missing");
   } catch (error) {
     return { ...bare, unreadable: error };
@@ -81,13 +80,12 @@ async function hasEnded(run) {
 async function end(m, event, kind, said, effects) {
   const run = runId(event.id);
   const caused = { runid: run, causationid: event.id, correlationid: event.correlationid ?? event.id };
-  const made = effects.map(([, type, data], i) => envelope(`${run}-${i + 1}`, type, data, caused));
-  const batch = effects.map(([subject], i) => ({ subject, event: made[i] }));
-  const origin = { stream: "LOG", sequence: m.seq, id: event.id, type: event.type, handler: event.type };
-  const holder = { holder: `LOG-${m.seq}`, delivery: m.info.deliveryCount, instance: INSTANCE };
-  const told = effects.map(([subject, type], i) => ({ n: `${i + 1}`, subject, type }));
-  const data = { ...said, origin, ...holder, effects: told };
-  const entry = envelope(`${run}-end`, `stratum.run.${kind}`, data, caused);
+  const events = effects.map(([, type, data], i) => envelope(`${run}-${i + 1}`, type, data, caused));
+  const batch = effects.map(([subject], i) => ({ subject, event: events[i] }));
+  said.origin = { stream: "LOG", sequence: m.seq, id: event.id, type: event.type, handler: event.type };
+  said.effects = effects.map(([subject, type], i) => ({ n: `${i + 1}`, subject, type }));
+  Object.assign(said, { holder: `LOG-${m.seq}`, delivery: m.info.deliveryCount, instance: INSTANCE });
+  const entry = envelope(`${run}-end`, `stratum.run.${kind}`, said, caused);
   batch.push({ subject: `run.${AGENT}.${run}`, event: entry, expected: 0 });
   for (let put = commit, pause = 0; ; put = store, pause = Math.min(2 * pause + 200, 5000)) {
     try {
@@ -95,7 +93,8 @@ async function end(m, event, kind, said, effects) {
     } catch (error) {
       // Did an earlier delivery store it, or this one, and only the answer was lost?
       if (await hasEnded(run).catch(() => false)) return;
-      if (put === store && error.code && !PASSING.includes(error.code)) throw error;
+      const passes = error.code ? PASSING.includes(error.code) : !error.name.startsWith("Invalid");
+      if (put === store && !passes) throw error;
       console.error(`${AGENT}: ${run} waits to be stored: ${error.message}`);
       await sleep(pause);
     }
@@ -137,7 +136,7 @@ async function work(m) {
   } catch (error) {
     console.error(`${AGENT}: attempt ${attempt} at ${event.id}: ${error.message}`);
     if (event.unreadable) error.reason = "unreadable";
-    if (!error.reason && attempt < ATTEMPTS) m.nak(500 * 2 ** attempt);
+    if (!error.reason && attempt < 5) m.nak(500 * 2 ** attempt);
     else await bury(m, event, error).then(() => m.term(error.message), () => m.nak(5000));
   }
   if (inHand.delete(m.seq)) progress += 1;
@@ -167,21 +166,22 @@ setInterval(beat, 500);
 function beat() {
   const held = [...inHand.values()].map((each) => each.held);
   const event = envelope(randomUUID(), "stratum.health.beat", {
-    name: AGENT, instance: INSTANCE, kind: "agent", pid: process.pid, host: hostname(), started: STARTED,
+    name: AGENT, instance: INSTANCE, kind: "agent", pid: process.pid, host: hostname(), started,
     version: `node ${process.version}`, every_seconds: 0.5, resident_bytes: process.memoryUsage.rss(),
     state: state === "idle" && held.length ? "working" : state,
     progress, pending, holds: held.length, in_hand: held.slice(0, 64),
   });
   nats.publish(`health.${AGENT}.${INSTANCE}`, JSON.stringify(event));
 }
-
 const [alive, me] = [`alive.LOG.${AGENT}`, `${Date.now().toString(16).padStart(12, "0")}-${randomUUID()}`];
 nats.subscribe(alive, { callback: (_, m) => m.respond(`${state.replace(/idle|stopping/, "working")} ${me}`) });
 
 const filter_subjects = [`inbox.${AGENT}.>`, ...FOLLOWS.map((t) => `topic.*.${t}`), `control.${AGENT}.run.>`];
 const config = { name: AGENT, durable_name: AGENT, filter_subjects, ack_policy: "explicit", ack_wait: 30e9 };
 const asked = { stream_name: "LOG", config: { ...config, max_deliver: -1, max_ack_pending: 10_000 } };
-const inbox = checked(await nats.request(`$JS.API.CONSUMER.CREATE.LOG.${AGENT}`, JSON.stringify(asked)));
+const say = async (verb, body) => checked(await nats.request(`$JS.API.CONSUMER.${verb}.LOG.${AGENT}`, body));
+const made = (error) => (error.code ? Promise.reject(error) : say("INFO")); // by an administrator
+const inbox = await say("CREATE", JSON.stringify(asked)).catch(made);
 let isAlone = inbox.num_ack_pending > 0;
 for await (const answer of await nats.requestMany(alive, "", { strategy: "timer", maxWait: 50 })) {
   const [how, who] = answer.string().split(" ");

@@ -36,6 +36,8 @@ class Change(msgspec.Struct, frozen=True):
 
 def compare(old: Schema, new: Schema) -> list[Change]:
     """The differences of two documents as `schemas.data_schema` makes them, the worst first."""
+    if old == new:
+        return []
     found = list(dict.fromkeys(_Comparison(old, new).values(old, new, ROOT)))
     return sorted(found, key=lambda change: not change.breaking)
 

@@ -187,4 +187,24 @@ async def test_a_new_connection_begins_anew() -> None:
     assert heard.in_bulk == 1
 
 
+async def test_what_came_behind_the_end_of_a_connection_is_forgotten() -> None:
+    """Some errors make the client connect again while it hears of them."""
+    ended: list[str] = []
+
+    class Ending(Heard):
+        async def _process_err(self, error: str) -> None:
+            ended.append(error)
+            parser.reset()
+
+    heard = Ending()
+    client: Any = heard
+    parser = FrameParser(client)
+    parser.line, parser.on_frames = delivered_to(OURS), heard.frames
+    await parser.parse(of_ours(1, b"{}", None) + b"-ERR 'Stale Connection'\r\n" + PING + PING)
+    assert ended == ["'stale connection'"]
+    assert len(heard.seen) == 1
+    await parser.parse(of_ours(2, b"{}", None))
+    assert len(heard.seen) == heard.in_bulk == 2
+
+
 PING = b"PING\r\n"

@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
 
+from stratum_agents.journal import Journal
+from stratum_agents.run import run_id
+from stratum_bus import control, dead
 from stratum_bus.bus import Bus
 from stratum_bus.consume import Delivery, consume
 from stratum_bus.event import new, typed
 from stratum_bus.memory import Memory
 from stratum_bus.subject import inbox
 from stratum_bus.testing import eventually
+from stratum_bus.thresholds import HealthConfig
+from stratum_projections.health.picture import picture
+from tests.flow.bare import PARTICIPANTS, bare
+from tests.flow.conftest import INSTALL_SECONDS
 
 REPOSITORY = Path(__file__).parents[2]
-PARTICIPANTS = Path(__file__).parent / "participants"
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text(encoding="utf-8")
-INSTALL_SECONDS = 120
-
-
-def raw_client(url: str) -> Any:
-    """A connection by the client of the page."""
-    spec = importlib.util.spec_from_file_location("raw", PARTICIPANTS / "raw.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    host, _, port = url.removeprefix("nats://").partition(":")
-    return module.Nats(host, int(port))
-
-
-@contextmanager
-def bare(url: str) -> Iterator[Any]:
-    client = raw_client(url)
-    try:
-        yield client
-    finally:
-        client.incoming.close()
-        client.socket.close()
 
 
 # The page
@@ -70,19 +52,27 @@ def test_the_participants_share_no_code_with_us() -> None:
             assert not [name for name in imported if "stratum" in name]
 
 
-def examples() -> list[tuple[str, bytes, dict[str, str], str]]:
-    """What the page sends and what it says is answered: subject, payload, headers, answer."""
-    found: list[tuple[str, bytes, dict[str, str], str]] = []
-    for block in re.findall(r"```nats\n(.*?)```", PAGE, re.DOTALL):
+class Example(NamedTuple):
+    """What the page sends, and what it says is answered."""
+
+    subject: str
+    payload: bytes
+    headers: dict[str, str]
+    answers: list[str]
+
+
+def examples(language: str = "nats") -> list[Example]:
+    found: list[Example] = []
+    for block in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL):
         for line in block.splitlines():
             if line.startswith("→ "):
                 subject, _, payload = line[2:].partition(" ")
-                headers: dict[str, str] = {}
+                found.append(Example(subject, payload.encode(), {}, []))
             elif line.startswith("  "):
                 name, _, value = line.strip().partition(": ")
-                headers[name] = value
+                found[-1].headers[name] = value
             elif line.startswith("← "):
-                found.append((subject, payload.encode(), headers, line[2:]))
+                found[-1].answers.append(line[2:])
             else:
                 raise AssertionError(f"not understood: {line}")
     return found
@@ -94,7 +84,7 @@ def agrees(said: str, head: str, payload: bytes) -> bool:
     if status:
         return said == status[1]
     if not said.startswith("{"):
-        return said.encode() == payload
+        return said.replace("(empty)", "").encode() == payload
     more = re.sub(r",? *…", "", said)
     expected, answer = json.loads(more), json.loads(payload)
     if more == said:
@@ -102,29 +92,59 @@ def agrees(said: str, head: str, payload: bytes) -> bool:
     return bool(expected == {name: answer.get(name) for name in expected})
 
 
+def play(nats: Any, example: Example) -> None:
+    """Send it, and look whether it is answered as the page says."""
+    nats.publish(
+        example.subject, example.payload, example.headers, f"{nats.inbox}.{next(nats.number)}"
+    )
+    for said in example.answers:
+        _, _, head, answer = nats.receive()
+        assert agrees(said, head, answer), f"{example.subject} was answered {head}{answer!r}"
+
+
 async def test_every_example_on_the_page_is_answered_as_it_says(bus: Bus) -> None:
-    assert len(examples()) >= 20
+    assert len(examples()) >= 35
     with bare(bus.connection.url) as nats:
-        for subject, payload, headers, said in examples():
-            nats.publish(subject, payload, headers, f"{nats.inbox}.{next(nats.number)}")
-            _, _, head, answer = nats.receive()
-            assert agrees(said, head, answer), f"{subject} was answered {head}{answer!r}"
+        for example in examples():
+            play(nats, example)
     async with bus.read() as reader:
-        events = [(await bus.event(message)) async for message in reader]
-    assert [event.type for event in events] == [
-        "question",
-        "question",
-        "invoice.paid",
-        "scan",
-        "stratum.memory.noted",
-        "stratum.memory.noted",
-        "stratum.memory.revised",
-        "stratum.dead.lettered",
-        "report",
-    ]
-    assert (events[0].id, events[1].id, events[3].id) == ("LOG-1", "q-2", "scan-1")
+        events = {event.id: event async for message in reader if (event := message.event())}
+    assert {"LOG-1", "q-2", "inv-7", "scan-1", "inv-8", "n1-a", "rep-1"} <= events.keys()
+    assert {event.type for event in events.values()} == {
+        "question", "invoice.paid", "invoice.sent", "scan", "return", "assessed", "report",
+        "stratum.memory.noted", "stratum.memory.revised", "stratum.dead.lettered",
+        "stratum.control.restart", "stratum.run.step.completed", "stratum.run.resumed",
+        "stratum.run.completed",
+    }  # fmt: skip
     notes = await Memory(bus, "billing").notes()
-    assert [(note.id, note.score) for note in notes] == [("LOG-5", None), ("n1", 0.9)]
+    assert [(note.text, note.score) for note in notes][2:] == [("invoice 7 was paid late", 0.9)]
+    assert [letter.letter.reason for letter in await dead.letters(bus, "research")] == ["rejected"]
+    given = typed(events["LOG-15"], control.Command)
+    assert (given.type, given.data.reason) == ("stratum.control.restart", "new settings")
+
+
+async def test_the_runs_on_the_page_are_read_as_it_says(bus: Bus) -> None:
+    with bare(bus.connection.url) as nats:
+        for example in examples():
+            play(nats, example)
+    done = await Journal(bus, "tax", run_id("tax", "ret-1")).load()
+    assert (done.state, done.origin and done.origin.sequence) == ("completed", 9)
+    assert [effect.type for effect in done.effects.values()] == ["assessed"]
+    open = await Journal(bus, "tax", run_id("tax", "ret-2")).load()
+    assert (open.state, open.instance, open.delivery) == ("running", "tax-2", 2)
+    results = {n: bytes(recorded.entry.result) for n, recorded in open.decided.items()}
+    assert results == {"1": b"1000", "2": b"0.2"}
+
+
+async def test_the_heartbeat_on_the_page_is_heard(bus: Bus) -> None:
+    (example,) = [each for each in examples() if each.subject.startswith("health.")]
+    event = new("x", None, source="/agents/x")
+    with bare(bus.connection.url) as nats:
+        now = json.loads(example.payload) | {"time": event.time.isoformat() if event.time else ""}
+        play(nats, example._replace(payload=json.dumps(now).encode()))
+    (row,) = (await picture(bus, HealthConfig(), [])).rows
+    assert (row.agent, row.instance, row.state) == ("echo", "1-4711", "working")
+    assert (row.in_hand, row.pid) == (1, 4711)
 
 
 async def test_a_payload_over_the_limit_ends_the_connection_and_nothing_is_stored(
@@ -227,6 +247,9 @@ async def seen_everywhere(bus: Bus, name: str, folder: Path) -> None:
             assert questions <= {row["subject"] for row in tail}
             assert questions <= {row["subject"] for row in in_inbox}
             assert {name, "cli"} <= {row["sender"] for row in answered}
+            with bare(url) as nats:
+                (example,) = examples("query")
+                play(nats, example)
         finally:
             process.terminate()
             await process.wait()
@@ -241,28 +264,6 @@ async def sql(stratum: Any, query: str, wait_for: str) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.fixture(scope="session")
-def node() -> str:
-    """Node.js, with the official NATS client installed beside the participant."""
-    found, npm = shutil.which("node"), shutil.which("npm")
-    if found is None or npm is None:
-        pytest.skip("Node.js is not there: install node and npm (20 or newer) and run this again")
-    installed = PARTICIPANTS / "node_modules" / ".package-lock.json"
-    wanted = PARTICIPANTS / "package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < wanted.stat().st_mtime:
-        quickly = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--prefer-offline"]
-        command = [npm, "ci", "--no-audit", "--no-fund", "--loglevel=error", *quickly]
-        try:
-            subprocess.run(
-                command, cwd=PARTICIPANTS, check=True, capture_output=True, timeout=INSTALL_SECONDS
-            )
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            where = PARTICIPANTS.relative_to(REPOSITORY)
-            said = (error.stderr or b"no answer in time").decode().strip().splitlines()[0]
-            pytest.skip(f"npm cannot install the NATS client: run `npm ci` in {where} ({said})")
-    return found
-
-
 async def test_a_participant_on_a_bare_socket_takes_part(bus: Bus, tmp_path: Path) -> None:
     host, _, port = bus.connection.url.removeprefix("nats://").partition(":")
     # -S: without any installed package
@@ -272,7 +273,10 @@ async def test_a_participant_on_a_bare_socket_takes_part(bus: Bus, tmp_path: Pat
 
 
 @pytest.mark.timeout(INSTALL_SECONDS + 60)
-async def test_a_participant_in_node_takes_part(bus: Bus, tmp_path: Path, node: str) -> None:
-    command = [node, str(PARTICIPANTS / "shipping.mjs"), bus.connection.url]
+async def test_a_participant_in_node_takes_part(
+    bus: Bus, tmp_path: Path, in_node: Callable[..., Path]
+) -> None:
+    program = in_node(PARTICIPANTS / "shipping.mjs") / "shipping.mjs"
+    command = ["node", str(program), bus.connection.url]
     await takes_part(bus, "shipping", "parcel.sent", "node", command)
     await seen_everywhere(bus, "shipping", tmp_path)

@@ -7,11 +7,12 @@ import socket
 
 
 class Nats:
-    def __init__(self, host="127.0.0.1", port=4222):
+    def __init__(self, host="127.0.0.1", port=4222, inbox="_INBOX", **login):
         self.socket = socket.create_connection((host, port), timeout=30)
         self.incoming = self.socket.makefile("rb")
-        self.inbox, self.number = f"_INBOX.{id(self):x}", itertools.count(1)
-        self.write(b'CONNECT {"verbose":false,"headers":true,"no_responders":true}')
+        self.inbox, self.number = f"{inbox}.{id(self):x}", itertools.count(1)
+        options = {"verbose": False, "headers": True, "no_responders": True, **login}
+        self.write(f"CONNECT {json.dumps(options)}".encode())
         self.write(f"SUB {self.inbox}.* 1".encode())
 
     def write(self, line):
