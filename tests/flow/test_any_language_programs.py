@@ -49,22 +49,33 @@ def blocks(language: str) -> list[str]:
 async def test_the_agent_of_ten_minutes_answers(bus: Bus, in_node: Callable[..., Path]) -> None:
     folder = in_node(NODE_AGENT / "package.json")
     agent, ask = blocks("js")
-    assert len(agent.splitlines()) <= 30
+    assert len(agent.splitlines()) <= 42
     (folder / "agent.mjs").write_text(agent)
     (folder / "ask.mjs").write_text(ask)
     environ = {**os.environ, "STRATUM_NATS_URL": bus.connection.url}
     enveloped = new("question", {"q": 1}, source=agent_source("me"))
     await bus.publish(inbox("echo", "me", "question"), enveloped)  # before the agent exists
+    await bus.connection.request("inbox.echo.me.question", b"{not JSON")
+
+    async def answers() -> list[Any]:
+        async with bus.read(filters=["inbox.me.echo.answer"]) as reader:
+            return [json.loads(message.payload) async for message in reader]
+
+    async def both() -> bool:
+        return len(await answers()) == 2
+
     command = ["node", "agent.mjs"]
     async with await anyio.open_process(command, cwd=folder, env=environ, stderr=None) as process:
-        said = await eventually(partial(bus.last, "inbox.me.echo.answer"), within_seconds=30)
+        await eventually(both, within_seconds=30)
         asked = await anyio.run_process(["node", "ask.mjs"], cwd=folder, env=environ, stderr=None)
         process.send_signal(signal.SIGTERM)
-    first = json.loads(said.payload) if said else {}
+        assert await process.wait() == 0
+    first, second, third = await answers()
     assert (first["id"], first["data"]) == (f"echo-{enveloped.id}", {"heard": {"q": 1}})
-    answer = json.loads(asked.stdout)
-    assert (answer["id"], answer["causationid"]) == ("echo-LOG-3", "LOG-3")
-    assert answer["data"] == {"heard": {"q": "is anybody there?"}}
+    assert (second["causationid"], "SyntaxError" in second["data"]["heard"]) == ("LOG-2", True)
+    assert (third["id"], third["causationid"]) == ("echo-LOG-5", "LOG-5")
+    assert third["data"] == {"heard": {"q": "is anybody there?"}}
+    assert json.loads(asked.stdout) == third
 
 
 def shell(tmp_path: Path, url: str) -> Callable[[str], Any]:
