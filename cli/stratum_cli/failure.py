@@ -12,9 +12,9 @@ INTERRUPTED, OUTPUT_CLOSED = 130, 141
 
 EXIT_CODES = {
     OK: "done",
-    FAILED: "failed, or `doctor`, `run replay` or `contract` found something wrong",
+    FAILED: "failed, or `doctor`, `run replay`, `contract` or a `verify` found something wrong",
     USAGE: "a mistake in the command line, in DATA or in stratum.toml",
-    NOT_FOUND: "there is no such stream, agent, message or dead letter",
+    NOT_FOUND: "there is no such stream, agent, message, projection or dead letter",
     NO_SERVER: "no server or projector runs, or the connection to it broke",
     REFUSED: "refused: permissions, limits, a fence, or what would lose data",
     TIMEOUT: "no answer in time",
@@ -75,6 +75,7 @@ _QUERY_CODES = {
     "behind": TIMEOUT,
     "no_projector": NO_SERVER,
     "no_file": NOT_FOUND,
+    "unknown": NOT_FOUND,
     "locked": REFUSED,
 }
 

@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -33,6 +34,7 @@ Part = tuple[str, str]
 
 _STYLES = {"bold": "1", "dim": "2", "good": "32", "bad": "31", "busy": "33"}
 _PLAIN_WIDTH = 48
+_PROGRESS_SECONDS = 5.0
 _VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _BOLD, _PLAIN = "\033[1m", "\033[0m"
 _COLOURS = (
@@ -50,6 +52,7 @@ class Output:
         self.json = json
         self.terminal = bool(sys.stdout and sys.stdout.isatty())
         self.colours = self.terminal and not os.environ.get("NO_COLOR")
+        self._progress = 0.0
 
     def table(self, rows: Iterable[Row], columns: Columns, *, nothing: str = "nothing") -> None:
         """A listing. `nothing` is said on stderr where there are no rows."""
@@ -131,6 +134,25 @@ class Output:
             return
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(visible(text) + "\n")
+            sys.stderr.flush()
+
+    def progress(self, text: str) -> None:
+        """How far something is, said on stderr, for as long as it takes; "" when it is over.
+
+        On a terminal it is one line that is written anew, elsewhere a line every few seconds.
+        """
+        if sys.stderr is None or not (text or self._progress):
+            return
+        if not sys.stderr.isatty():
+            now = time.monotonic()
+            if text and now - self._progress >= _PROGRESS_SECONDS:
+                self._progress = now
+                self.talk(text)
+            return
+        self._progress = 1.0 if text else 0.0
+        columns = shutil.get_terminal_size().columns
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"\r\x1b[K{visible(text)[: columns - 1]}")
             sys.stderr.flush()
 
     def fact(self, text: str) -> None:

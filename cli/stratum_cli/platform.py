@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import anyio
 import msgspec
 
 from stratum_agents.supervision import program, systemd
+from stratum_agents.supervision.metrics import Metrics
 from stratum_agents.supervision.probes import probes
 from stratum_agents.supervisor import Program, Supervisor, python
 from stratum_bus import heartbeat, jetstream, service
@@ -96,6 +98,7 @@ async def run(config: Config, config_file: str | None, say: Say) -> None:
     with UpFile(Path(config.server.data_dir)).held() as announce:
 
         async def main(stop: anyio.Event) -> None:
+            await _check_projections(config)
             async with _server(config, stop, say) as url:
                 await _provision(url, say)
                 async with task_group() as tasks:
@@ -107,12 +110,29 @@ async def run(config: Config, config_file: str | None, say: Say) -> None:
                     )
                     tasks.start_soon(_announce_ready, config, supervisor, url, say, announce)
                     tasks.start_soon(systemd.keep_telling)
-                    async with _probes(config, supervisor, say):
+                    async with _probes(config, supervisor, url, say):
                         await supervisor.run(url, stop=stop)
                     systemd.tell(systemd.STOPPING)
                     tasks.cancel_scope.cancel()
 
         await service.run(main)
+
+
+async def _check_projections(config: Config) -> None:
+    """Say a mistake in a user's projection at once, before a projector ends by it again and again.
+
+    In a process of its own: what users write is not run in this one. Raises StratumError.
+    """
+    if not config.projector.projections:
+        return
+    command = python(
+        "stratum_projections", "--check", "--url", "", "--path", "",
+        "--config", msgspec.json.encode(config.projector).decode(), "--folder", config.folder,
+    )  # fmt: skip
+    done = await anyio.run_process(command, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise StratumError(re.sub(r"^[\d:]+ \w+ ", "", said))
 
 
 def _programs(config: Config, config_file: str | None, url: str) -> list[Program]:
@@ -142,16 +162,37 @@ def _programs(config: Config, config_file: str | None, url: str) -> list[Program
 
 
 @asynccontextmanager
-async def _probes(config: Config, supervisor: Supervisor, say: Say) -> AsyncIterator[None]:
+async def _probes(
+    config: Config, supervisor: Supervisor, url: str, say: Say
+) -> AsyncIterator[None]:
     """/healthz, /readyz and /metrics, where the settings name a port."""
     settings = config.supervisor
     if settings.http_port is None:
         yield
         return
     host = settings.http_host
-    async with probes(host, settings.http_port, supervisor.status, supervisor.metrics) as port:
+    async with (
+        probes(host, settings.http_port, supervisor.status, supervisor.metrics) as port,
+        task_group() as tasks,
+    ):
         say(f"probes: http://{host}:{port}/healthz, /readyz and /metrics")
+        tasks.start_soon(_measure_projections, url, supervisor.metrics)
         yield
+        tasks.cancel_scope.cancel()
+
+
+async def _measure_projections(url: str, page: Metrics) -> None:
+    """Put the projector's metrics on the page of the supervisor's, for ever."""
+    from stratum_projections import metrics
+
+    projections = metrics.Metrics()
+    page.registry.register(projections)
+    while True:
+        try:
+            async with connect(url, name="stratum up metrics") as bus:
+                await metrics.follow(bus, projections, PROJECTOR)
+        except StratumError:
+            await anyio.sleep(metrics.EVERY_SECONDS)
 
 
 @asynccontextmanager

@@ -1,6 +1,6 @@
 """Events into tables: projections, the projector that keeps them, and SQL on what it keeps."""
 
-from stratum_projections.projection import Projection
+from stratum_projections.projection import Projection, Step
 from stratum_projections.query import Answer, ask, query, query_file, stream
 from stratum_projections.runner import run
 from stratum_projections.select import open_read_only
@@ -10,6 +10,7 @@ __all__ = [
     "SHIPPED",
     "Answer",
     "Projection",
+    "Step",
     "ask",
     "open_read_only",
     "query",

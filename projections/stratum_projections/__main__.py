@@ -18,7 +18,8 @@ from stratum_bus import connect, service
 from stratum_bus.config import Config, LakeConfig, ProjectorConfig
 from stratum_bus.errors import StratumError
 from stratum_bus.heartbeat import EVERY_SECONDS, PROJECTOR, Vitals, beating
-from stratum_projections.found import find
+from stratum_projections import metrics
+from stratum_projections.found import check, find
 from stratum_projections.runner import run
 
 NAME = "projector"
@@ -41,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--lake", default="{}", help="JSON of the [lake] section")
     parser.add_argument("--instance", help="its name in heartbeats; default: a new one")
+    parser.add_argument(
+        "--check", action="store_true", help="only say whether these projections can be kept"
+    )
+    parser.add_argument("--metrics-port", type=int, help="serve /metrics there; default: nowhere")
+    parser.add_argument("--metrics-host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--beat-seconds", type=float, default=EVERY_SECONDS)
     parser.add_argument(
         "--with-parent", action="store_true", help="stop when the parent process is gone"
@@ -53,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     async def project(stop: anyio.Event) -> None:
         async with connect(asked.url, name=f"projector-{asked.projector}") as bus:
             vitals = Vitals(NAME, PROJECTOR, asked.instance or f"{asked.projector}-{os.getpid()}")
-            async with beating(asked.url, vitals, every_seconds=asked.beat_seconds):
+            async with (
+                beating(asked.url, vitals, every_seconds=asked.beat_seconds),
+                metrics.served(bus, asked.metrics_host, asked.metrics_port, asked.projector),
+            ):
                 await run(
                     bus, asked.path, stop=stop, projector=asked.projector, config=config,
                     projections=projections, vitals=vitals, lake=lake,
@@ -61,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         projections = find(Config(projector=config, folder=asked.folder))
+        if asked.check:
+            check(projections)
+            return 0
         anyio.run(lambda: service.run(project, with_parent=asked.with_parent))
     except StratumError as error:
         log.error("%s", error)

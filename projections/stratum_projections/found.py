@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -16,8 +17,11 @@ from types import ModuleType
 from typing import Any
 
 from stratum_bus.config import FILE, Config, is_file
-from stratum_bus.errors import ConfigError
+from stratum_bus.errors import ConfigError, ProjectorError
+from stratum_projections.catalog import install
+from stratum_projections.fold import Fold
 from stratum_projections.projection import Projection
+from stratum_projections.store import Store
 from stratum_projections.views import SHIPPED
 
 GROUP = "stratum.projections"
@@ -78,6 +82,23 @@ def load(path: Path | str) -> tuple[Projection, ...]:
         expected = "a Projection, as in PAPERS = Projection(name=…)"
         raise ConfigError("its top level", expected, "none", file=file)
     return projections
+
+
+def check(projections: Sequence[Projection]) -> None:
+    """Raise ProjectorError `projection` where the SQL of one is wrong. Blocking."""
+    with tempfile.TemporaryDirectory(prefix="stratum-") as folder:
+        store = Store.open(Path(folder) / "projection.duckdb")
+        try:
+            for projection in (each for each in projections if each not in SHIPPED):
+                try:
+                    checkpoint, _ = install(store, [projection])
+                    Fold(store, checkpoint, [projection])
+                except ProjectorError as error:
+                    name = f"projection {projection.name}: "
+                    said = f"{name}{str(error).removeprefix(name)}"
+                    raise ProjectorError(error.reason, said) from error
+        finally:
+            store.close()
 
 
 def _named(path: str, key: str) -> tuple[Projection, ...]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from stratum_bus.config import Config, load
-from stratum_bus.errors import ConfigError
+from stratum_bus.errors import ConfigError, ProjectorError
 from stratum_projections import SHIPPED
-from stratum_projections.found import GROUP, find
+from stratum_projections.found import GROUP, check, find
 
 PAPERS = """\
 from stratum_projections import Projection
@@ -162,6 +162,28 @@ def test_entries_are_texts(project: Project) -> None:
     file = project.write("stratum.toml", "[projector]\nprojections = ['a.py', 3]\n")
     with pytest.raises(ConfigError, match=r"projector\.projections\[1\]: expected text, got 3"):
         load(file)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("select seq from", "select sequence from", "sequence"),
+        ("seq bigint", "seq bigint, seq int", "seq"),
+        ("seq bigint", "seq number_of", "number_of"),
+        ("from batch", "frm batch", "syntax error"),
+    ],
+)
+def test_wrong_sql_is_seen_without_an_event(
+    project: Project, old: str, new: str, said: str
+) -> None:
+    project.write("a.py", PAPERS)
+    check(find(project.config("a.py")))
+    project.write("a.py", PAPERS.replace(old, new))
+    with pytest.raises(ProjectorError) as caught:
+        check(find(project.config("a.py")))
+    assert caught.value.reason == "projection"
+    assert str(caught.value).startswith("projection papers: ")
+    assert said in str(caught.value)
 
 
 def test_two_of_one_name_or_table_say_which_files_have_them(project: Project) -> None:
