@@ -17,7 +17,7 @@ up: $(READY) ## start everything on this machine, with the agents of examples/re
 	@$(BIN)/stratum --config examples/research/stratum.toml up
 
 test: $(READY) ## run the tests (about 5 minutes on 2 cores)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 soak: $(READY) ## kill processes at random moments for longer: MESSAGES=200000 KILLS=200 SEED=1
 	$(BIN)/python tests/flow/crash.py --messages $(or $(MESSAGES),200000) --kills $(or $(KILLS),200) --seed $(or $(SEED),1)
