@@ -111,6 +111,15 @@ async def all_settled(bus: Bus) -> bool:
     return await unsettled(bus) == (0, 0)
 
 
+async def asked(bus: Bus, times: int) -> bool:
+    """Whether so many requests for messages wait at the server."""
+    try:
+        info = await bus.connection.api("CONSUMER.INFO.LOG.bob")
+    except NotFound:
+        return False
+    return bool(info["num_waiting"] >= times)
+
+
 async def available(bus: Bus) -> int:
     """How many the server would hand out to bob now; they are given back at once."""
     taken: list[Reply] = []
@@ -202,9 +211,10 @@ async def test_no_more_are_handled_at_once_than_allowed_and_no_fewer(bus: Bus) -
 
 
 async def test_two_workers_share_the_work(bus: Bus) -> None:
-    await fill(bus, 400)
     one, two = Handled(), Handled()
     async with consuming(bus, one), consuming(bus, two):
+        await eventually(partial(asked, bus, 2))
+        await fill(bus, 400)
         await eventually(partial(all_settled, bus))
     assert sorted(one.numbers + two.numbers) == list(range(400))
     assert one.numbers
