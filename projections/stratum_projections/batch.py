@@ -109,11 +109,15 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 class Decoded(msgspec.Struct, frozen=True):
-    """A batch: its events as rows of COLUMNS in order, and the messages that are none."""
+    """A batch: its events as rows of COLUMNS in order, and the messages that are none.
+
+    `blobs` is data that was kept apart, by the sequence of the event that refers to it.
+    """
 
     stored: Stored
     rows: pa.Table
     unreadable: list[Unreadable]
+    blobs: dict[int, str] = {}
 
     @property
     def first(self) -> int:
@@ -238,6 +242,14 @@ def _attributes_of(events: list[RawEvent | None], stored: Stored) -> dict[str, C
     columns["data"] = pa.ExtensionArray.from_storage(_JSON, data.cast(pa.string()))
     columns["data_base64"] = pa.array([event.data_base64 for event in read], pa.string())
     return columns
+
+
+def with_data(rows: pa.Table, blobs: dict[Any, str]) -> pa.Table:
+    """The rows with the data of some events, by their sequences."""
+    data: list[Any] = rows["data"].cast(pa.string()).to_pylist()
+    found = [blobs.get(at, text) for at, text in zip(rows["seq"].to_pylist(), data, strict=True)]
+    column = pa.ExtensionArray.from_storage(_JSON, pa.array(found, pa.string()))
+    return rows.set_column(rows.schema.get_field_index("data"), "data", column)
 
 
 def _data(data: object) -> bytes | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from stratum_bus.errors import ProjectorError
 from stratum_bus.message import Message, utc
 from stratum_projections import ids
-from stratum_projections.batch import COLUMNS, Decoded, Unreadable, decode, of_messages
+from stratum_projections.batch import COLUMNS, Decoded, Unreadable, decode, of_messages, with_data
 from stratum_projections.checkpoint import CORE, Checkpoint
 from stratum_projections.projection import Projection
 from stratum_projections.store import StatementFailed, Store
@@ -169,6 +170,9 @@ class Fold:
         types = set(pc.unique(rows["type"]).to_pylist())
         try:
             with self._store.within(self._checkpoint.homes[projection.name]):
+                if batch.blobs:
+                    ours: set[Any] = set(projection.whole(rows)["seq"].to_pylist())
+                    rows = with_data(rows, {at: batch.blobs[at] for at in ours & set(batch.blobs)})
                 refused = self._offer(projection, rows)
                 for step in projection.steps():
                     if not step.types or not types.isdisjoint(step.types):

@@ -7,7 +7,7 @@ other. At most three batches are on their way at a time, which bounds the memory
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from stratum_bus.tasks import task_group
 from stratum_projections.batch import Decoded, Stored, decode, rows_where
 from stratum_projections.lake import read as lake_read
 from stratum_projections.position import Position
+from stratum_projections.projection import Projection
 from stratum_projections.whole import whole
 
 CATCH_UP_FACTOR = 8
@@ -48,6 +49,7 @@ async def batches(
     *,
     start: int,
     config: ProjectorConfig,
+    projections: Collection[Projection] = (),
     end: int | None = None,
     lake: str = "",
     position: Position | None = None,
@@ -59,6 +61,8 @@ async def batches(
     most one batch each `batch_milliseconds`, unless someone waits at `position`. While nothing
     comes there is a batch of None every IDLE_SECONDS.
 
+    Data that one of `projections` wants is brought in from its blob.
+
     Raises what `bus.read` raises, LakeError where the lake lacks what is needed. A blob is waited
     for, where the server is lost, for `patience_seconds`.
     """
@@ -66,7 +70,7 @@ async def batches(
     reading = _open(bus, stream, lake, start, end, 2 * CATCH_UP_FACTOR * size)
     async with reading as source:
         send, receive = anyio.create_memory_object_stream[Batch](0)
-        ahead = _Ahead(bus, source, stream, config, position, patience_seconds, send)
+        ahead = _Ahead(bus, source, stream, config, projections, position, patience_seconds, send)
         async with send, receive, task_group() as tasks:
             tasks.start_soon(ahead.run)
             yield receive
@@ -93,6 +97,7 @@ class _Ahead:
         source: Columns | lake_read.ColumnsReading,
         stream: str,
         config: ProjectorConfig,
+        projections: Collection[Projection],
         position: Position | None,
         patience_seconds: float,
         send: anyio.abc.ObjectSendStream[Batch],
@@ -102,6 +107,7 @@ class _Ahead:
         self._stream = stream
         self._small = config.batch_events
         self._seconds = config.batch_milliseconds / 1000
+        self._projections = projections
         self._position = position
         self._patience = patience_seconds
         self._send = send
@@ -117,13 +123,13 @@ class _Ahead:
                     continue
                 pending = self._source.pending
                 size = self._small * (CATCH_UP_FACTOR if pending > self._small else 1)
-                stored = await self._whole(of_table(table, self._stream))
+                stored = of_table(table, self._stream)
                 decoded = await anyio.to_thread.run_sync(decode, stored)
-                await self._send.send(Batch(decoded, pending))
+                await self._send.send(Batch(await self._whole(decoded), pending))
                 self._sent = anyio.current_time()
 
-    async def _whole(self, stored: Stored) -> Stored:
-        return await whole(self._bus, stored, patience_seconds=self._patience)
+    async def _whole(self, batch: Decoded) -> Decoded:
+        return await whole(self._bus, batch, self._projections, patience_seconds=self._patience)
 
     async def _next(self, size: int) -> pa.Table:
         left = self._sent + self._seconds - anyio.current_time()

@@ -109,8 +109,8 @@ class Live:
         """Fold batch after batch, for ever."""
         start = self.checkpoint.position + 1
         reading = batches(
-            self.bus, STREAM, start=start, config=self.config, lake=self.lake,
-            position=self.position,
+            self.bus, STREAM, start=start, config=self.config,
+            projections=self.projections.values(), lake=self.lake, position=self.position,
         )  # fmt: skip
         try:
             async with reading as found:

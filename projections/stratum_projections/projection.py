@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import msgspec
@@ -65,7 +66,9 @@ class Projection(msgspec.Struct, frozen=True, kw_only=True):
 
     Where SQL can't say it, `prepare` gets `batch` as Arrow and returns what the statements see as
     `batch`, with a text column `refused`: a row that has one is quarantined with it as the reason.
-    With `repeats`, an event that is stored twice is in `batch` twice.
+    With `repeats`, an event that is stored twice is in `batch` twice. Data over 16 KiB is kept as a
+    blob and brought into `batch`; with `blobs` only that of events of these types, and the `data` of
+    others that were kept so is NULL.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Projection(msgspec.Struct, frozen=True, kw_only=True):
     roles: tuple[str, ...] = ()
     prepare: Prepare | None = None
     repeats: bool = False
+    blobs: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in (self.name.removesuffix(BESIDE), *self.tables):
@@ -99,20 +103,26 @@ class Projection(msgspec.Struct, frozen=True, kw_only=True):
 
     def reads(self, rows: pa.Table) -> pa.Table:
         """Those of the decoded rows that it reads."""
-        masks = [] if self.repeats else [rows["first"]]
+        return _where(rows, ([] if self.repeats else [rows["first"]]) + self._concern(rows))
+
+    def whole(self, rows: pa.Table) -> pa.Table:
+        """Those of the decoded rows whose data it wants, also where that is in a blob."""
+        wanted = [] if self.blobs is None else [_among(rows["type"], self.blobs)]
+        return _where(rows, self._concern(rows) + wanted)
+
+    def _concern(self, rows: pa.Table) -> list[Any]:
+        masks = []
         if self.types:
             masks.append(_among(rows["type"], self.types))
         if self.roles:
             masks.append(_among(rows["role"], self.roles))
-        for mask in masks:
-            if not pc.all(mask).as_py():
-                break
-        else:
-            return rows
-        together = masks[0]
-        for mask in masks[1:]:
-            together = pc.and_(together, mask)
-        return rows.filter(together)
+        return masks
+
+
+def _where(rows: pa.Table, masks: list[Any]) -> pa.Table:
+    """The rows for which all masks are true; as it is where that is all of them."""
+    narrow = [mask for mask in masks if not pc.all(mask, min_count=0).as_py()]
+    return rows.filter(reduce(pc.and_, narrow)) if narrow else rows
 
 
 def _among(column: Any, values: Sequence[str]) -> Any:

@@ -154,6 +154,7 @@ class Builder:
             return
         reading = batches(
             live.bus, live.checkpoint.stream, start=start, end=end, config=live.config,
+            projections=slots,
             lake=live.lake,
         )  # fmt: skip
         async with reading as found:

@@ -1,67 +1,67 @@
-"""Messages with their data, where that was kept as a blob and tables are made of it."""
+"""The data of events that was kept as a blob, for the projections that want it."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
+from typing import Any
 
 import anyio
 import msgspec
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from stratum_bus import event
 from stratum_bus.blob import PREFIX
 from stratum_bus.bus import Bus
 from stratum_bus.errors import BlobError, ConnectionLost, InvalidEvent, NoAnswer, NoStream
+from stratum_bus.event import encode_value
 from stratum_bus.message import Message
-from stratum_projections.batch import Column, Stored, rows_where
+from stratum_projections.batch import Decoded
+from stratum_projections.projection import Projection
 
 log = logging.getLogger("stratum.projector")
-
-ROLES = ("memory", "dead")
-"""The first tokens of the subjects whose data becomes columns: notes and dead letters."""
 
 RETRY_SECONDS = 0.2
 LOST_SERVER = (ConnectionLost, NoAnswer, NoStream)
 
-_REFERENCE = f'"dataref":"{PREFIX}'
-_SUBJECTS = tuple(f"{role}." for role in ROLES)
 
+async def whole(
+    bus: Bus,
+    batch: Decoded,
+    projections: Collection[Projection],
+    *,
+    patience_seconds: float = float("inf"),
+) -> Decoded:
+    """The batch with the data that one of the projections wants and that is in a blob.
 
-async def whole(bus: Bus, stored: Stored, *, patience_seconds: float = float("inf")) -> Stored:
-    """The messages; those that refer to a blob with its data in them.
-
-    One whose blob is missing or damaged stays as it is, and that is logged. A lost server is waited
-    for, for `patience_seconds` a message; then ConnectionLost, NoAnswer or NoStream is raised.
+    Where a blob is missing or damaged the data stays away, and that is logged. A lost server is
+    waited for, for `patience_seconds` a blob; then ConnectionLost, NoAnswer or NoStream is raised.
     """
-    rows = _referring(stored)
-    if not rows:
-        return stored
-    payloads = stored.payload.to_pylist()
-    for row in rows:
-        payloads[row] = await _payload(bus, stored.message(row), patience_seconds)
-    return msgspec.structs.replace(stored, payload=pa.array(payloads, pa.binary()))
+    blobs = {}
+    for sequence in sorted(_wanted(batch, projections)):
+        message = batch.message(sequence)
+        if (data := await _data(bus, message, patience_seconds)) is not None:
+            blobs[sequence] = data
+    return msgspec.structs.replace(batch, blobs=blobs) if blobs else batch
 
 
-def _referring(stored: Stored) -> list[int]:
-    """The rows whose tables are made of data that is not in the message."""
-    subjects: list[str] = stored.subject.dictionary.to_pylist()
-    ours = pa.array([subject.startswith(_SUBJECTS) for subject in subjects], pa.bool_())
-    rows: Column = pa.array(rows_where(ours.take(stored.subject.indices)), pa.int64())
-    if not len(rows):
-        return []
-    found = rows.filter(pc.match_substring(stored.payload.take(rows), pattern=_REFERENCE))
-    return list(found.to_pylist())
+def _wanted(batch: Decoded, projections: Collection[Projection]) -> set[int]:
+    """The sequences of the events whose data is in a blob that is wanted."""
+    rows = batch.rows.filter(pc.starts_with(batch.rows["dataref"], pattern=PREFIX))
+    if not rows.num_rows:
+        return set()
+    wanted: list[Any] = [each.whole(rows)["seq"].to_pylist() for each in projections]
+    return set().union(*wanted)
 
 
-async def _payload(bus: Bus, message: Message, patience_seconds: float) -> bytes:
+async def _data(bus: Bus, message: Message, patience_seconds: float) -> str | None:
     give_up = anyio.current_time() + patience_seconds
     while True:
         try:
-            return event.encode(await bus.event(message))
+            found = await bus.event(message)
+            return encode_value(found.data).decode()
         except (InvalidEvent, BlobError) as error:
             log.warning("%s %d: %s", message.stream, message.sequence, error)
-            return message.payload
+            return None
         except LOST_SERVER as error:
             if bus.connection.closed or anyio.current_time() > give_up:
                 raise

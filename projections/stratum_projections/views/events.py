@@ -5,6 +5,7 @@ from stratum_projections.projection import Projection
 
 EVENTS = Projection(
     name="events",
+    blobs=(),
     repeats=True,
     tables={"events": ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())},
     statements=(f"insert into events by name select {', '.join(COLUMNS)} from batch",),
