@@ -357,7 +357,7 @@ async def test_a_running_projector_is_verified_also_after_it_was_killed(
     random_log: RandomLog,
 ) -> None:
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(publish, bus, random_log(54, 300))
+        tasks.start_soon(publish, bus, random_log(54, 120))
         process = start()
         await testing.eventually(partial(answers, bus), within_seconds=30)
         await anyio.sleep(random.Random(4).uniform(0.0, 0.2))
@@ -367,7 +367,7 @@ async def test_a_running_projector_is_verified_also_after_it_was_killed(
         await testing.eventually(partial(answers, bus), within_seconds=30)
         verdict = await verify(bus, path=tmp_path / "p.duckdb")
         assert verdict.ok and not verdict.left_out
-    await ask(bus, "select 1", wait_for=300, timeout_seconds=30)
+    await ask(bus, "select 1", wait_for=120, timeout_seconds=30)
     verdict = await verify(bus, path=tmp_path / "p.duckdb")
-    assert verdict.ok and (verdict.sequence, verdict.messages) == (300, 300)
+    assert verdict.ok and (verdict.sequence, verdict.messages) == (120, 120)
     assert not list((tmp_path / "snapshots").iterdir())
