@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -82,7 +83,8 @@ class Connection:
         self._inbox_denied = False
         self._last_error: Exception | None = None
         self.back_since: float | None = None
-        """When the connection came back, by the loop's clock; None where it never broke."""
+        """When the connection came back, by the loop's clock: `inf` until that is known, None where it
+        never broke."""
 
     @property
     def connected(self) -> bool:
@@ -355,6 +357,7 @@ class Connection:
         self._tell(PermissionDenied(subject, operation))
 
     async def _on_disconnected(self) -> None:
+        self.back_since = math.inf  # requests may pass before the library says that it is back
         self._note(self._client.last_error)
         for subject, answer in list(self._waiting.values()):
             if not answer.done():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -21,8 +20,6 @@ from stratum_cli.failure import NoServer, Usage
 from stratum_projections import found, moment
 from stratum_projections.asof import as_of
 from stratum_projections.query import Answer, of_stopped, stream
-
-_PROGRESS_SECONDS = 1.0
 
 
 class Question(Struct, frozen=True):
@@ -81,13 +78,9 @@ async def now(cli: Cli, asked: Question) -> AsyncIterator[Found]:
 @asynccontextmanager
 async def then(cli: Cli, asked: Question, at: int | datetime) -> AsyncIterator[Found]:
     """The rows as of a moment. Raises as `as_of` does, NoServer, and ConfigError."""
-    said = time.monotonic()
 
     def progress(sequence: int, end: int) -> None:
-        nonlocal said
-        if time.monotonic() >= said + _PROGRESS_SECONDS:
-            said = time.monotonic()
-            cli.out.talk(f"reading the log: {sequence:,} of {end:,}")
+        cli.out.progress(f"reading the log: {sequence:,} of {end:,}")
 
     async with cli.bus() as bus:
         answer = await as_of(
@@ -95,6 +88,7 @@ async def then(cli: Cli, asked: Question, at: int | datetime) -> AsyncIterator[F
             projections=found.find(cli.config), lake=cli.config.lake.path, progress=progress,
             timeout_seconds=asked.timeout_seconds, max_rows=asked.max_rows,
         )  # fmt: skip
+    cli.out.progress("")
     yield _of_answer(answer, "the log")
 
 

@@ -106,6 +106,15 @@ def status(row: Mapping[str, Any]) -> str:
     return f"building {percent} %"
 
 
+def brief(row: Mapping[str, Any]) -> Row:
+    """A projection as a person wants it."""
+    shown = {**row, "status": status(row)}
+    shown.pop("building", None)
+    if "seconds" in shown:
+        shown["seconds"] = round(shown["seconds"], 3)
+    return shown
+
+
 async def _running(bus: Bus, projector: str) -> list[Row]:
     return [msgspec.to_builtins(state) for state in await manage.states(bus, projector)]
 

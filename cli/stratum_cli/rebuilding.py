@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -14,6 +14,7 @@ from stratum_cli import projections
 from stratum_cli.context import Cli
 from stratum_projections import manage
 from stratum_projections.manage import State
+from stratum_projections.query import ask
 
 _CHANGES = {"pause": manage.pause, "resume": manage.resume}
 _POLL_SECONDS = 0.25
@@ -35,13 +36,15 @@ async def rebuild(
             verdicts.say(cli, await verdicts.verdict(cli, bus, names, projector))
         begun = [state for state in states if state.name in names]
         if not dry_run:
+            before = await _homes(bus, projector)
             begun = await manage.rebuild(bus, names, projector)
         if dry_run or not wait:
             for state in begun:
                 text = "would be built anew" if dry_run else "is being built anew"
                 _say(cli, {"name": state.name, "building": not dry_run}, text)
             return
-        for row in await until_built(cli, bus, names, projector):
+        former = {name: before[name] for name in names}
+        for row in await until_built(cli, bus, former, projector):
             text = f"built anew up to LOG {row['sequence']:,}, as version {row['version']}"
             _say(cli, {**row, "rebuilt": True}, f"was {text}")
 
@@ -70,33 +73,42 @@ def _say(cli: Cli, row: dict[str, Any], text: str) -> None:
 
 
 async def until_built(
-    cli: Cli, bus: Bus, names: Sequence[str], projector: str
+    cli: Cli, bus: Bus, former: Mapping[str, str], projector: str
 ) -> list[dict[str, Any]]:
-    """Wait until the projections are swapped in, telling how far each is; returns what they are.
+    """Wait until the tables of projections are others than these, telling how far each is.
 
-    A projector that is started again meanwhile is waited for.
+    Returns what the projections are then. A projector that is away is waited for: the next one
+    goes on.
     """
     began = answered = time.monotonic()
     while True:
         try:
+            homes = await _homes(bus, projector)
             states = await manage.states(bus, projector)
-            answered = time.monotonic()
         except (QueryError, ConnectionLost, NoAnswer):
             if time.monotonic() - answered > _PATIENCE_SECONDS:
                 raise
             cli.out.progress("the projector is away; waiting for it")
-            states = []
-        mine = [state for state in states if state.name in names]
-        if building := [state for state in mine if state.building]:
-            cli.out.progress("; ".join(map(progress, building)))
-        elif mine:
-            cli.out.progress("")
-            seconds = round(time.monotonic() - began, 1)
-            return [
-                {"name": s.name, "version": s.version, "sequence": s.sequence, "seconds": seconds}
-                for s in mine
-            ]
+        else:
+            answered = time.monotonic()
+            mine = [state for state in states if state.name in former]
+            if all(homes[name] != home for name, home in former.items()):
+                cli.out.progress("")
+                seconds = round(time.monotonic() - began, 1)
+                return [_built(state, seconds) for state in mine]
+            cli.out.progress("; ".join(progress(state) for state in mine if state.building))
         await anyio.sleep(_POLL_SECONDS)
+
+
+async def _homes(bus: Bus, projector: str) -> dict[str, str]:
+    """Where the tables of each projection are; a rebuild ends with a new place."""
+    found = (await ask(bus, "select name, home from projections", projector=projector)).table
+    return dict(zip(*(column.to_pylist() for column in found.columns), strict=True))
+
+
+def _built(state: State, seconds: float) -> dict[str, Any]:
+    names = ("name", "version", "sequence")
+    return {**{name: getattr(state, name) for name in names}, "seconds": seconds}
 
 
 def progress(state: State) -> str:

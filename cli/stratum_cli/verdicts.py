@@ -10,6 +10,7 @@ import msgspec
 from stratum_bus.bus import Bus
 from stratum_cli.context import Cli
 from stratum_projections import found
+from stratum_projections.checkpoint import CORE
 from stratum_projections.verify import Verdict, verify
 
 
@@ -45,6 +46,8 @@ def say(cli: Cli, verdict: Verdict) -> None:
         rows.append(row)
     if cli.out.json:
         rows += [{"same": False, "said": gap} for gap in verdict.gaps]
+    else:  # that nothing is quarantined here as there is no news
+        rows = [row for row in rows if row["table"] != CORE or row["rows"] or not row["same"]]
     columns = {name: name for name in ("projection", "table", "rows", "same")}
     cli.out.table(rows, columns, nothing="no tables")
     if not cli.out.json:

@@ -62,7 +62,8 @@ MAX_BYTES = 512_000_000
 PROBE_SECONDS = 0.5
 _CLOSE_SECONDS = 2.0
 _STOPS = "the projector stops: ask again when it runs"
-_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+"""Its threads cost a small answer more than all the rest of it."""
 
 
 async def serve(
@@ -81,6 +82,7 @@ async def serve(
     threads = ThreadPoolExecutor(readers, thread_name_prefix="query")
     service = _Service(connection, store, position, config, threads)
     service.most, service.max_bytes = readers + waiting, max_bytes
+    store.on_shortage = service.give_way
     async with task_group() as tasks:
 
         def take(request: Reply) -> None:
@@ -196,7 +198,8 @@ class _Service:
                 await self._position.reach(asked.query.wait_for, math.inf)
             return await self._loop.run_in_executor(self._threads, self._run, asked)
         asked.end(self._too_late(asked))
-        raise asked.stop.error or AssertionError("a query was ended without a reason")
+        asked.stop.check()
+        raise AssertionError("a query was ended without a reason")
 
     def _too_late(self, asked: _Asked) -> QueryError:
         seconds, sequence = asked.query.timeout_seconds, asked.query.wait_for
@@ -286,6 +289,13 @@ class _Service:
                 if now >= asked.probed + PROBE_SECONDS:
                     asked.probed = now
                     await self._probe(asked)
+
+    def give_way(self) -> None:
+        """In any thread: the writer lacks memory, which is shared. End the queries that run."""
+        error = QueryError("failed", "the projector needed the memory: ask for less at once")
+        for asked in list(self._running):
+            asked.stop.set(error)
+            self._loop.call_soon_threadsafe(asked.end, error)
 
     async def _probe(self, asked: _Asked) -> None:
         try:

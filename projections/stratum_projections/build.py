@@ -16,7 +16,7 @@ from stratum_bus.bus import Bus
 from stratum_bus.config import ProjectorConfig
 from stratum_bus.errors import LakeError, ProjectorError
 from stratum_projections.catalog import install
-from stratum_projections.checkpoint import STREAM, Checkpoint
+from stratum_projections.checkpoint import CORE, STREAM, Checkpoint
 from stratum_projections.fold import Fold
 from stratum_projections.ingest import batches
 from stratum_projections.lake.export import Stream, state
@@ -75,10 +75,15 @@ async def fold_to(
     _must_be(store, checkpoint, stream)
     if stream.last < end:
         raise ProjectorError("stream", f"{STREAM} ends at {stream.last:,}, before {end:,}")
-    if (furthest := max(checkpoint.positions[name] for name in checkpoint.active)) > end:
+    names = [CORE, *(projection.name for projection in projections)]  # a paused one too
+
+    def standing() -> list[int]:
+        return [checkpoint.positions[name] for name in names]
+
+    if (furthest := max(standing())) > end:
         text = f"{store.path} reflects {STREAM} {furthest:,} already, behind {end:,}: a fold only goes on"
         raise ProjectorError("file", text)
-    start = checkpoint.position + 1
+    start = min(standing()) + 1
     if start > end:
         return
     if not lake and start < stream.first:
@@ -90,6 +95,7 @@ async def fold_to(
     fold = await anyio.to_thread.run_sync(Fold, store, checkpoint, projections)
     reading = batches(
         bus, STREAM, start=start, end=end, lake=lake, config=ProjectorConfig(),
+        projections=projections,
         patience_seconds=PATIENCE_SECONDS,
     )  # fmt: skip
     async with reading as found:
@@ -100,7 +106,7 @@ async def fold_to(
             _must_be(store, checkpoint, await state(bus, STREAM))
             await anyio.to_thread.run_sync(fold.fold, batch.decoded)
             if progress:
-                progress(checkpoint.position, end)
+                progress(min(standing()), end)
 
 
 def _must_be(store: Store, checkpoint: Checkpoint, stream: Stream) -> None:

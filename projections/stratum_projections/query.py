@@ -52,6 +52,7 @@ HEADER_ERROR_TEXT = "Stratum-Error-Text"
 CANCEL, NEXT = b"cancel", b"next"
 
 _GRACE_SECONDS = 2.0
+_READ_OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
 
 
 class Query(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -146,7 +147,8 @@ async def ask(
         chunks = []
         while chunk := await answering.next():
             chunks.append(chunk)
-    with pa.ipc.open_stream(chunks[0] if len(chunks) == 1 else b"".join(chunks)) as stream:
+    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    with pa.ipc.open_stream(body, options=_READ_OPTIONS) as stream:
         return Answer(stream.read_all(), answering.sequence)
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from msgspec import Struct
 
 from stratum_bus.bus import Bus
-from stratum_projections.checkpoint import STREAM
+from stratum_projections.checkpoint import CORE, STREAM
 from stratum_projections.lake.hot import TABLE as EVENTS
 from stratum_projections.lake.segment import Folder, Segment, opened
 from stratum_projections.standing import Standing
@@ -54,6 +54,11 @@ async def reconcile(
     for name, position in found.positions.items():
         if position > result.last:
             text = f"{name} stands at {position:,}, and {STREAM} ends at {result.last:,}"
+            result.gaps.append(text)
+    core = found.positions.get(CORE, 0)
+    for name in sorted(found.together):
+        if (position := found.positions.get(name, 0)) != core:
+            text = f"{name} stands at {position:,}, and those that it moves on with at {core:,}"
             result.gaps.append(text)
     held = state["messages"] + len(deleted) + (state.get("lost") or {}).get("msgs_count", 0)
     if state["messages"] and held != state["last_seq"] - state["first_seq"] + 1:

@@ -85,6 +85,17 @@ def open_read_only(path: Path | str, directories: Sequence[Path] = ()) -> Iterat
         connection.close()
 
 
+def reader_beside(connection: duckdb.DuckDBPyConnection) -> Reader:
+    """A reader of a file that is open here. Raises QueryError `failed`."""
+    reader = connection.cursor()
+    try:
+        prepare(reader)
+    except duckdb.Error as error:
+        reader.close()
+        raise _query_error(error) from error
+    return reader
+
+
 class Stop:
     """Ends a query of another thread. What it is doing may take a while to be interruptible, or may
     not have begun: whoever has said `set` says `again` until the query has ended.
@@ -106,8 +117,9 @@ class Stop:
                 self._reader.interrupt()
 
     def check(self) -> None:
+        """Raise the error, anew each time: one that is kept would keep what its frames hold."""
         if self.error is not None:
-            raise self.error
+            raise QueryError(self.error.reason, str(self.error))
 
     @contextmanager
     def over(self, reader: Reader) -> Iterator[None]:
@@ -177,8 +189,7 @@ def select_until(reader: Reader, sql: str, *, stop: Stop, max_rows: int) -> Iter
             yield sequence, schema, _limited(rows, schema, max_rows, stop)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         # While rows are read, Arrow is who raises DuckDB's errors.
-        if stop.error is not None:
-            raise stop.error from error
+        stop.check()
         raise _query_error(error) from error
 
 

@@ -16,15 +16,17 @@ from stratum_projections.select import Reader, open_read_only, renew, select
 
 
 class Standing(Struct, frozen=True):
-    """`versions` and `positions` are by projection, the core among them.
+    """`versions` and `positions` are by projection, the core among them, and by `Projection.beside`
+    what is being built.
 
-    `created` is when the log was that it was made from, "" where it has read nothing. Of `events` up
-    to `watermark` only the lake has the rows.
+    `created` is when the log was that it was made from, "" where it has read nothing. `together` are
+    those that move on in one transaction. Of `events` up to `watermark` only the lake has the rows.
     """
 
     created: str
     versions: dict[str, int]
     positions: dict[str, int]
+    together: set[str]
     watermark: int
 
 
@@ -34,19 +36,20 @@ def standing(path: Path) -> Standing:
     with open_read_only(path) as reader:
         rows = _rows(
             reader,
-            f"""select name, version, sequence, created from projections
+            f"""select name, version, sequence, created, active from projections
                 left join checkpoint on projection = name and stream = {stream}""",
         )
         mark = f"table_name = {quoted(hot.WATERMARK)}"
         watermark = 0
         if _rows(reader, f"select 1 as there from duckdb_tables() where {mark}"):
-            sql = f"select max(watermark) as w from {hot.WATERMARK} where stream = {stream}"
-            [found] = _rows(reader, sql)
-            watermark = int(found["w"] or 0)
+            sql = f"""select watermark from {hot.WATERMARK} join projections using (home)
+                where stream = {stream} and name = {quoted(hot.TABLE)}"""
+            watermark = sum(int(row["watermark"]) for row in _rows(reader, sql))
     return Standing(
         created=next((row["created"] for row in rows if row["created"]), ""),
         versions={row["name"]: row["version"] for row in rows},
         positions={row["name"]: row["sequence"] for row in rows if row["sequence"] is not None},
+        together={row["name"] for row in rows if row["active"]},
         watermark=watermark,
     )
 

@@ -7,12 +7,14 @@ data made fail is StatementFailed, a file that fails is ProjectorError.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from stratum_projections.select import (
     Reader,
     connect,
     prepare,
+    reader_beside,
     reflected,
     sentence,
 )
@@ -40,6 +43,12 @@ _FILE_ERRORS = (
 )
 """All others, and a lack of memory, are taken to be the fault of the data."""
 
+_SHORTAGE = re.compile(r"failed to (?:pin|allocate)|could not allocate")
+"""How other errors say that memory was lacking, as that of a commit does."""
+
+_PATIENCE_SECONDS = 10.0
+"""How long a snapshot waits for a moment in which nobody else writes."""
+
 
 class StatementFailed(Exception):
     """A statement failed at its data. `memory` says that a smaller batch might not."""
@@ -47,6 +56,10 @@ class StatementFailed(Exception):
     def __init__(self, message: str, *, memory: bool = False) -> None:
         self.memory = memory
         super().__init__(message)
+
+
+class _Busy(ProjectorError):
+    """Others write, each for a moment, and what needs the file for itself found none between."""
 
 
 class Store:
@@ -67,6 +80,8 @@ class Store:
         self._lock = lock
         self._turn = turn or threading.RLock()
         self._failed = False
+        self.on_shortage: Callable[[], None] = lambda: None
+        """Called when a statement failed for lack of memory, before it is known to have."""
 
     @classmethod
     def open(
@@ -96,7 +111,9 @@ class Store:
         """A second writer of the same open file, to be closed before it."""
         cursor = self._connection.cursor()
         prepare(cursor, writer=True)
-        return Store(self.path, cursor, turn=self._turn)
+        store = Store(self.path, cursor, turn=self._turn)
+        store.on_shortage = self.on_shortage
+        return store
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows; time stamps only go through `arrow`.
@@ -146,9 +163,9 @@ class Store:
         self.execute("set search_path = 'main'")  # where the body fails, rolling back does it
 
     def flush(self) -> None:
-        """Move what the write-ahead log holds into the file."""
-        with self._turn:
-            self.execute("checkpoint")
+        """Move what the write-ahead log holds into the file, unless somebody writes just then."""
+        with self._turn, contextlib.suppress(_Busy):
+            self._checkpoint()
 
     def snapshot(self, target: Path) -> int:
         """Copy the file to `target`; returns the sequence that the copy reflects.
@@ -156,7 +173,7 @@ class Store:
         Writers wait meanwhile. Raises ProjectorError `file`, and leaves nothing at `target` then.
         """
         with self._turn:
-            self.execute("checkpoint")
+            self._checkpoint(_PATIENCE_SECONDS)
             sequence = reflected(self._connection)
             # Not by opening it: that drops DuckDB's lock on the file, for this whole process.
             copied = subprocess.run(
@@ -169,10 +186,8 @@ class Store:
         return sequence
 
     def reader(self) -> Reader:
-        """A connection for `select`; whoever asked for it closes it."""
-        cursor = self._connection.cursor()
-        prepare(cursor)
-        return cursor
+        """A connection for `select`; whoever asked for it closes it. Raises QueryError `failed`."""
+        return reader_beside(self._connection)
 
     def close(self) -> None:
         """Close the file and give up the lock; takes a second or so where much is to be flushed."""
@@ -185,6 +200,20 @@ class Store:
                 os.close(self._lock)
                 self._lock = None
 
+    def _checkpoint(self, patience_seconds: float = 0.0) -> None:
+        """Raises _Busy where for so long there was a statement of another writer at each try."""
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                self._connection.execute("checkpoint").fetchall()
+                return
+            except duckdb.TransactionException as error:
+                if time.monotonic() >= deadline:
+                    raise _Busy("file", f"cannot write {self.path}: {sentence(error)}") from error
+                time.sleep(0.01)
+            except duckdb.Error as error:
+                raise self._translated(error) from error
+
     def _roll_back(self) -> None:
         try:
             self._connection.execute("rollback")
@@ -194,7 +223,8 @@ class Store:
 
     def _translated(self, error: duckdb.Error) -> Exception:
         text = sentence(error)
-        if isinstance(error, duckdb.OutOfMemoryException):
+        if isinstance(error, duckdb.OutOfMemoryException) or _SHORTAGE.search(text):
+            self.on_shortage()
             return StatementFailed(text, memory=True)
         if isinstance(error, SQL_ERRORS):
             return ProjectorError("projection", f"the SQL of a projection is wrong: {text}")

@@ -28,7 +28,7 @@ from stratum_projections.checkpoint import CORE, STREAM
 from stratum_projections.compare import Difference, compare
 from stratum_projections.lake import hot
 from stratum_projections.lake.segment import Folder
-from stratum_projections.projection import Projection, quoted
+from stratum_projections.projection import BESIDE, Projection, quoted
 from stratum_projections.reconcile import Reconciled, reconcile
 from stratum_projections.scratch import scratch
 from stratum_projections.standing import Standing, standing
@@ -125,7 +125,15 @@ def _chosen(projections: Sequence[Projection], names: Sequence[str]) -> list[Pro
 def _strangers(found: Standing, projections: Sequence[Projection]) -> list[LeftOut]:
     known = {CORE, *(projection.name for projection in projections)}
     why = "the file has it, and it is not among the projections of this project"
-    return [LeftOut(name, why) for name in sorted(found.versions) if name not in known]
+    left_out = []
+    for name, version in sorted(found.versions.items()):
+        if name.endswith(BESIDE):
+            at = found.positions.get(name, 0)
+            text = f"version {version} is being built beside it and stands at {at:,}"
+            left_out.append(LeftOut(name.removesuffix(BESIDE), text))
+        elif name not in known:
+            left_out.append(LeftOut(name, why))
+    return left_out
 
 
 async def _copy(bus: Bus, projector: str, path: Path, to: Path) -> None:
@@ -180,7 +188,7 @@ class _Verifying:
         folded = [each for each in chosen if self._comparable(each, counted.last)]
         at = {each.name: found.positions[each.name] for each in folded}
         core = min(verdict.sequence, counted.last)
-        self._tables = sum(len(each.tables) + 1 for each in folded) + 1
+        self._tables = sum(len(each.tables) + 1 for each in folded) + 2
         for end in sorted({core, *at.values()}):
             behind = [each for each in folded if at[each.name] >= end]
             told = partial(self._progress, "building")
@@ -190,7 +198,7 @@ class _Verifying:
                     if at[projection.name] == end:
                         await self._projection(projection, end)
                 if end == core:
-                    await self._quarantine(CORE, "projection is null", end)
+                    await self._core(end)
         return verdict
 
     @asynccontextmanager
@@ -209,6 +217,11 @@ class _Verifying:
             await self._table(projection.name, table, end)
         refused = f"projection = {quoted(projection.name)}"
         await self._quarantine(projection.name, refused, end)
+
+    async def _core(self, end: int) -> None:
+        await self._quarantine(CORE, "projection is null", end)
+        live, fresh = (f"(from {side}.main.ids where seq <= {end})" for side in (_LIVE, _FRESH))
+        await anyio.to_thread.run_sync(self._note, CORE, "ids", end, live, fresh)
 
     async def _reconcile(self) -> Reconciled:
         events = ""
@@ -302,10 +315,4 @@ class _Verifying:
             where seq <= {mark} and unreadable is null)"""
 
     def _fresh(self, table: str) -> str:
-        name = f'{_FRESH}.main."{table}"'
-        if table != hot.TABLE or not self._found.watermark:
-            return name
-        # The lake has messages as they were stored: what was brought in from a blob is not there.
-        return f"""(select * replace (
-            case when seq > {self._found.watermark} or dataref is null then data end as data)
-            from {name})"""
+        return f'{_FRESH}.main."{table}"'

@@ -176,7 +176,7 @@ async def full_disk(hands: Hands, fault: Fault) -> None:
 
 async def clock_jump(hands: Hands, fault: Fault) -> None:
     """The clock of one process jumps by an hour or a day. Nothing is wrong with it for that."""
-    fault.agent = hands.chance.choice((*AGENTS, "projector", "health", "supervisor"))
+    fault.agent = hands.chance.choice((*PARTS, "supervisor"))
     jump = hands.chance.choice(JUMPS_SECONDS)
     if fault.agent == "supervisor":
         starts = [each for name in AGENTS for each in hands.watch.running(name)]
@@ -212,6 +212,7 @@ FAULTS: dict[str, Do] = {
     )
 }  # fmt: skip
 
+PARTS = (*AGENTS, "health", "projector")
 TO_AN_AGENT = ("kill_agent", "stop_agent", "poison", "block", "spin", "loop", "leak")
 
 
@@ -223,7 +224,13 @@ async def do(hands: Hands, kind: str) -> Fault:
     await FAULTS[kind](hands, fault)
     await hands.watch.until(hands.watch.calm, f"all is calm after {fault}", HEAL_SECONDS)
     fault.over = time.time()
+    await until_ready(hands.watch)
     return fault
+
+
+async def until_ready(watch: Watch) -> None:
+    """Wait until nobody is just starting: who has not begun to look cannot see. Raises TooLate."""
+    await watch.until(lambda: watch.ready(PARTS), "all that runs has started", HEAL_SECONDS)
 
 
 async def _victim(hands: Hands, fault: Fault) -> int:

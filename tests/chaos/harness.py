@@ -22,7 +22,7 @@ from stratum_bus.errors import StratumError
 from stratum_bus.tasks import task_group
 from tests.chaos import checker, pace
 from tests.chaos.checker import Facts
-from tests.chaos.faults import FAULTS, Fault, Hands, do
+from tests.chaos.faults import FAULTS, Fault, Hands, do, until_ready
 from tests.chaos.installation import AGENTS, Installation
 from tests.chaos.load import Load
 from tests.chaos.watch import TooLate, Watch
@@ -70,10 +70,7 @@ class Chaos:
             self.load = load
             async with task_group() as tasks:
                 tasks.start_soon(watch.run)
-                await watch.until(
-                    lambda: all(watch.running(name) for name in (*AGENTS, "health", "projector")),
-                    "everything is started", READY_SECONDS,
-                )  # fmt: skip
+                await until_ready(watch)
                 await anyio.sleep(self._asked.warm)
                 async with task_group() as loading:
                     loading.start_soon(load.run)
@@ -96,8 +93,8 @@ class Chaos:
     async def _hurt(self, hands: Hands) -> None:
         end = time.monotonic() + self._asked.duration
         for kind in self._kinds():
-            if time.monotonic() > end:
-                return
+            if time.monotonic() > end and kind in {fault.kind for fault in self.faults}:
+                return  # however slow the machine is, each kind was done
             print(f"{kind} …", file=sys.stderr, flush=True)
             try:
                 fault = await do(hands, kind)

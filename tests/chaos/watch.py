@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import anyio
+import msgspec
 
 from stratum_bus.bus import Bus
+from stratum_bus.heartbeat import STARTING, STOPPING
+from stratum_bus.jetstream import Reply
 from tests.chaos.log import Case, Entry, cases, entry
 
 T = TypeVar("T")
@@ -19,18 +22,28 @@ class TooLate(Exception):
 
 
 class Watch:
-    """Follows what concerns health; `ends` are the ends of runs and the letters."""
+    """Follows what concerns health: control events, letters, and what beats say."""
 
     def __init__(self, bus: Bus) -> None:
         self.seen: list[Entry] = []
+        self._states: dict[str, str] = {}
         self._bus = bus
         self._changed = anyio.Event()
 
     async def run(self) -> None:
-        async with self._bus.read(filters=["control.>", "dead.>"], follow=True) as reader:
+        filters = ["control.>", "dead.>"]
+        async with (
+            self._bus.connection.subscribe("health.>", self._hear),
+            self._bus.read(filters=filters, follow=True) as reader,
+        ):
             async for message in reader:
                 self.seen.append(entry(message))
                 self._changed.set()
+
+    def _hear(self, said: Reply) -> None:
+        data = msgspec.json.decode(said.payload)["data"]
+        if "state" in data:
+            self._states[data["instance"]] = data["state"]
 
     async def until(self, check: Callable[[], T | None], what: str, seconds: float) -> T:
         """The first true answer of `check`. Raises TooLate."""
@@ -69,6 +82,12 @@ class Watch:
             if each.type == "stratum.control.ended" and not each.data.get("wanted")
         }
         return ended <= named and all(case.closed for case in found)
+
+    def ready(self, agents: Iterable[str]) -> bool:
+        """Whether something of each runs, and all that does has said that it has started."""
+        running = {agent: self.running(agent) for agent in agents}
+        states = [self._states.get(e.data["instance"]) for all in running.values() for e in all]
+        return all(running.values()) and not {None, STARTING, STOPPING}.intersection(states)
 
     def running(self, agent: str) -> list[Entry]:
         """The start of each instance that has not ended, as far as is told, one a slot."""

@@ -147,6 +147,18 @@ async def test_too_many_queries_are_refused_at_once(bus: Bus, tables: Any) -> No
         await answered(bus)
 
 
+async def test_queries_give_way_to_a_writer_that_lacks_memory(bus: Bus, tables: Any) -> None:
+    async with serving(bus, tables, readers=1):
+        asked = Asked(bus)
+        async with asked.asking(sql=ENDLESS, timeout_seconds=600):
+            await asked.until(1)
+            await anyio.to_thread.run_sync(tables.store.on_shortage)
+            headers = await asked.until_last()
+        assert headers["Stratum-Error"] == "failed"
+        assert "needed the memory" in headers["Stratum-Error-Text"]
+        await answered(bus)
+
+
 async def test_an_answer_of_too_many_bytes_breaks_off(bus: Bus, tables: Any) -> None:
     async with serving(bus, tables, max_bytes=CHUNK_BYTES):
         with pytest.raises(QueryError, match="more than 700,000 bytes") as caught:

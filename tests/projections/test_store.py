@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,23 @@ def test_a_file_of_another_layout_is_refused(file: Path, open_tables: Any) -> No
         connection.execute("create table other as select 1 as a")
     with pytest.raises(ProjectorError, match="made by another version of Stratum: remove it"):
         open_tables("foreign")
+
+
+def test_what_another_writer_keeps_from_the_file_goes_there_later(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "t.duckdb")
+    store.execute("create table t(i integer)")
+    store.execute("create view reflected as select max(i) as sequence from t")
+    other = store.beside()
+    try:
+        other.execute("begin transaction")
+        other.execute("create table u(i integer)")
+        store.execute("insert into t values (7)")
+        store.flush()
+        copying = threading.Thread(target=store.snapshot, args=[tmp_path / "copy.duckdb"])
+        copying.start()
+        other.execute("commit")
+        copying.join(timeout=30)
+        assert (tmp_path / "copy.duckdb").exists()
+    finally:
+        other.close()
+        store.close()

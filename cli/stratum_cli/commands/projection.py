@@ -78,7 +78,7 @@ async def show(cli: Cli, name: Name, projector: Projector = "main") -> None:
         cli.out.object({**row, "columns": columns})
         return
     tables = {f"table {table}": columns.get(table, []) for table in row.pop("tables")}
-    cli.out.record({**row, "status": projections.status(row), "building": None, **tables})
+    cli.out.record({**projections.brief(row), **tables})
 
 
 async def lag(cli: Cli, projector: Projector = "main") -> None:

@@ -1,7 +1,14 @@
 """Every name that appears as an agent, and what it has done.
 
-Counts are of what stands in the log: an event stored twice counts twice here. `first_seen` and
-`last_seen` are when it wrote something itself; NULL for one that was only written to.
+`agents`, one row a name:
+  name             as it stands in subjects; also one that was only written to
+  first_seen, last_seen
+                   when it wrote something itself, by the server's clock; NULL if it never did
+  sent, received   messages from it, and messages in its inbox
+  notes            notes it made; revisions do not count
+  runs, failed     runs that were completed, and runs that failed
+  dead             dead letters about messages for it
+  last_seq         the last event from it or for it
 """
 
 from stratum_projections.projection import Projection
@@ -18,7 +25,8 @@ _COUNTED = {
 
 AGENTS = Projection(
     name="agents",
-    repeats=True,
+    blobs=(),
+    version=2,
     roles=("inbox", "topic", "memory", "run", "dead"),
     tables={
         "agents": f"""

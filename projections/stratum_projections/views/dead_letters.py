@@ -1,56 +1,85 @@
-"""What could not be handled, why, and what was decided about it: open, redriven or dropped.
+"""What could not be handled, why, and what was decided about it.
 
-A letter's first decision counts. `receiver` could not handle the message `message`, which stands at
-`origin_seq` of `origin_stream`.
+`dead_letters`, one row a letter; times are the server's:
+  letter, seq      the id and sequence of the event that says so
+  receiver, type   the agent that could not handle the message, and the message's type
+  state            open; redriven or dropped, by the first decision about it
+  reason           rejected, failed, unreadable, undeliverable or poison
+  error, attempts  what was wrong, and how often it was tried
+  message, origin_stream, origin_seq, origin_subject
+                   the id of the message, and where it stands
+  time             when the letter was stored
+  decided, decided_seq, decision
+                   when it was decided, by which event, and why; NULL while it is open
+
+`dead_letters_open` are those that are open.
 """
 
 from stratum_projections.projection import Projection, Step
 
+_LETTERED = "stratum.dead.lettered"
+_DECIDED = ("stratum.dead.redriven", "stratum.dead.dropped")
+
 DEAD_LETTERS = Projection(
     name="dead_letters",
+    version=2,
     roles=("dead",),
-    types=("stratum.dead.lettered", "stratum.dead.redriven", "stratum.dead.dropped"),
+    types=(_LETTERED, *_DECIDED),
     tables={
         "dead_letters": """
             letter varchar, seq bigint, receiver varchar, type varchar, state varchar,
             reason varchar, error varchar, attempts bigint, message varchar,
             origin_stream varchar, origin_seq bigint, origin_subject varchar, time timestamptz,
             decided_seq bigint, decided timestamptz, decision varchar
-        """
+        """,
+        "dead_letters_open": "letter varchar, seq bigint",
     },
     statements=(
-        """
-        insert into dead_letters by name
-        select id as letter, seq, agent as receiver,
-            subject[strlen('dead.' || agent || '.') + 1:] as type, 'open' as state,
-            data->>'$.reason' as reason, data->>'$.error' as error,
-            try_cast(data->>'$.attempts' as bigint) as attempts,
-            coalesce(data->>'$.origin.id', causationid) as message,
-            data->>'$.origin.stream' as origin_stream,
-            try_cast(data->>'$.origin.sequence' as bigint) as origin_seq,
-            data->>'$.origin.subject' as origin_subject, stored as time
-        from batch
-        where type = 'stratum.dead.lettered'
-            and not exists (from dead_letters d where d.letter = batch.id)
-        qualify row_number() over (partition by id order by seq) = 1
-        """,
         Step(
-            """
+            f"""
+            insert into dead_letters by name
+            select id as letter, seq, agent as receiver,
+                subject[strlen('dead.' || agent || '.') + 1:] as type, 'open' as state,
+                data->>'$.reason' as reason, data->>'$.error' as error,
+                try_cast(data->>'$.attempts' as bigint) as attempts,
+                coalesce(data->>'$.origin.id', causationid) as message,
+                data->>'$.origin.stream' as origin_stream,
+                try_cast(data->>'$.origin.sequence' as bigint) as origin_seq,
+                data->>'$.origin.subject' as origin_subject, stored as time
+            from batch where type = '{_LETTERED}'
+            """,
+            (_LETTERED,),
+        ),
+        Step(
+            f"""
+            insert into dead_letters_open
+            select id as letter, seq from batch where type = '{_LETTERED}'
+            """,
+            (_LETTERED,),
+        ),
+        Step(
+            f"""
             update dead_letters
             set state = said.state, decided_seq = said.seq, decided = said.stored,
                 decision = said.reason
             from (
-                select d.letter, b.seq, b.stored, b.data->>'$.reason' as reason,
+                select o.seq as place, b.seq, b.stored, b.data->>'$.reason' as reason,
                     case b.type when 'stratum.dead.redriven' then 'redriven' else 'dropped' end
                         as state
-                from batch b
-                join dead_letters d on d.letter = b.data->>'$.letter'
-                where b.type <> 'stratum.dead.lettered' and d.state = 'open' and d.seq < b.seq
-                qualify row_number() over (partition by d.letter order by b.seq) = 1
+                from batch b join dead_letters_open o on o.letter = b.data->>'$.letter'
+                where b.type in {_DECIDED} and o.seq < b.seq
+                qualify row_number() over (partition by o.seq order by b.seq) = 1
             ) said
-            where dead_letters.letter = said.letter
+            where dead_letters.seq = said.place
             """,
-            ("stratum.dead.redriven", "stratum.dead.dropped"),
+            _DECIDED,
+        ),
+        Step(
+            f"""
+            delete from dead_letters_open o using batch b
+            where b.type in {_DECIDED} and o.letter = b.data->>'$.letter' and o.seq < b.seq
+            """,
+            _DECIDED,
         ),
     ),
 )

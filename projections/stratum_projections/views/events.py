@@ -1,4 +1,8 @@
-"""Every readable event of the log, one row a sequence."""
+"""Every readable event of the log, one row a sequence: one that is stored twice has two rows.
+
+`events` has the columns of `batch`; see `stratum_projections.batch` for their meaning. What cannot
+be read is in `quarantine`.
+"""
 
 from stratum_projections.batch import COLUMNS
 from stratum_projections.projection import Projection

@@ -1,7 +1,18 @@
-"""What was found wrong, since when, what was asked for, and how it ended: `open` or `closed`.
+"""What was found wrong, since when, what was asked for, and how it ended.
 
-`command` is what the health projector asked for, at first, and once it is closed in all. An
-incident is closed by the first event that names it.
+`incidents`, one row an incident:
+  incident, seq    the id and sequence of the event that opened it
+  kind, agent, instance, about
+                   what it is, whose, of which of its instances, and which message or run; NULL
+                   where it is about no single one
+  severity, text, evidence
+                   how bad, in words, and the facts as JSON
+  status           open or closed; the first event that names it closes it
+  since            when it had begun, by what was seen; `opened` is when it was stored
+  closed, closed_seq, over
+                   when it was closed, by which event, and why it is over; NULL while it is open
+  seconds          how long it lasted, from `since`; NULL while it is open
+  command          what the health projector asked for, at first, and once it is closed in all
 """
 
 from stratum_projections.projection import Projection, Step
@@ -10,6 +21,7 @@ _TYPE = "stratum.health.incident"
 
 INCIDENTS = Projection(
     name="incidents",
+    version=2,
     roles=("control",),
     types=(_TYPE,),
     tables={
@@ -28,9 +40,7 @@ INCIDENTS = Projection(
             data->>'$.severity' as severity, 'open' as status, data->>'$.text' as text,
             try_cast(data->>'$.since' as timestamptz) as since, stored as opened,
             data->>'$.command' as command, data->'$.evidence' as evidence
-        from batch
-        where data->>'$.opened' is null and not exists (from incidents i where i.incident = batch.id)
-        qualify row_number() over (partition by id order by seq) = 1
+        from batch where data->>'$.opened' is null
         """,
         Step(
             """
@@ -39,15 +49,14 @@ INCIDENTS = Projection(
                 command = coalesce(said.command, incidents.command),
                 seconds = epoch(said.until) - epoch(incidents.since)
             from (
-                select i.incident, b.seq, b.stored, b.data->>'$.over' as over,
-                    b.data->>'$.command' as command,
-                    try_cast(b.data->>'$.until' as timestamptz) as until
-                from batch b
-                join incidents i on i.incident = b.data->>'$.opened'
-                where i.status = 'open' and i.seq < b.seq
-                qualify row_number() over (partition by i.incident order by b.seq) = 1
+                select cause, data->>'$.opened' as opened, seq, stored, data->>'$.over' as over,
+                    data->>'$.command' as command,
+                    try_cast(data->>'$.until' as timestamptz) as until
+                from batch where data->>'$.opened' is not null
+                qualify row_number() over (partition by cause, opened order by seq) = 1
             ) said
-            where incidents.incident = said.incident
+            where incidents.seq = said.cause and incidents.incident = said.opened
+                and incidents.status = 'open'
             """,
             (_TYPE,),
         ),
