@@ -24,7 +24,8 @@ from stratum_bus.event import new
 from stratum_bus.memory import Memory
 from stratum_bus.message import Message
 from stratum_bus.tasks import task_group
-from stratum_projections import Answer, ask, query_file, run
+from stratum_projections import Answer, Projection, ask, query_file, run
+from stratum_projections.views.events import EVENTS
 
 RandomLog = Callable[[int, int], list[Message]]
 Open = Callable[..., Any]
@@ -250,6 +251,26 @@ async def test_a_note_that_was_kept_as_a_blob_is_believed_whole(bus: Bus, tmp_pa
         last = await bus.connection.api("STREAM.INFO.LOG")
         sql = "select list(text order by first_seq) from memory"
         assert await one(bus, sql, last["state"]["last_seq"]) == [text, text]
+
+
+@pytest.mark.parametrize(("blobs", "length"), [(None, 100_000), (("paper",), 100_000), ((), None)])
+async def test_data_in_a_blob_is_there_for_the_projections_that_want_it(
+    blobs: tuple[str, ...] | None, length: int | None, bus: Bus, tmp_path: Path
+) -> None:
+    papers = Projection(
+        name="papers",
+        types=("paper",),
+        blobs=blobs,
+        tables={"papers": "seq bigint, length bigint"},
+        statements=("insert into papers select seq, strlen(data->>'$.text') from batch",),
+    )
+    async with projecting(bus, tmp_path / "p.duckdb", projections=(EVENTS, papers)):
+        await bus.publish("topic.a.paper", new("paper", {"text": "short"}, source="/a"))
+        ack = await bus.publish("topic.a.paper", new("paper", {"text": "x" * 100_000}, source="/a"))
+        sql = "select list(length order by seq) from papers"
+        assert await one(bus, sql, ack.sequence) == [5, length]
+        sql = "select data is null and dataref like 'blob:%' from events where seq = 2"
+        assert await one(bus, sql) is True
 
 
 async def test_a_dead_letter_that_was_kept_as_a_blob_is_listed(bus: Bus, tmp_path: Path) -> None:
