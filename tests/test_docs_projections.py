@@ -176,6 +176,7 @@ def test_the_commands_of_the_page_run_in_their_order(
         [sent, "accounts", "statement"], [sent, "invoices", "statement"],
     ]  # fmt: skip
     assert said["select count(*) from invoices"].split()[-1] == "2"
+    assert "still quarantined" in printed["stratum projection quarantine retry invoices"]
     assert "invoices" in printed["stratum projection list"]
 
 

@@ -138,7 +138,8 @@ def test_without_a_projector_and_a_file_the_sentence_says_so(stratum: Any, proje
 def test_a_name_that_is_none_is_refused_with_the_nearest(stratum: Any, running: Projector) -> None:
     for arguments in (
         ("show", "nubers"), ("rebuild", "numbers", "nubers"), ("verify", "nubers"),
-        ("pause", "nubers"), ("resume", "nubers"),         ("quarantine", "list", "--projection", "nubers"),
+        ("pause", "nubers"), ("resume", "nubers"), ("quarantine", "retry", "nubers"),
+        ("quarantine", "list", "--projection", "nubers"),
     ):  # fmt: skip
         result = stratum("projection", *arguments)
         assert (result.returncode, result.stdout) == (3, ""), arguments
@@ -211,7 +212,9 @@ def test_verify_names_the_first_difference_of_a_table(
     assert "3 messages: 1 difference" in said.stderr
 
 
-def test_what_is_quarantined_is_listed_and_shown(stratum: Any, running: Projector) -> None:
+def test_what_is_quarantined_is_listed_shown_and_tried_again(
+    stratum: Any, running: Projector
+) -> None:
     (parked,) = rows(stratum("projection", "quarantine", "list", "--json"))
     assert (parked["sequence"], parked["projection"], parked["reason"]) == (
         2, "numbers", "statement",
@@ -222,6 +225,11 @@ def test_what_is_quarantined_is_listed_and_shown(stratum: Any, running: Projecto
     missing = stratum("projection", "quarantine", "show", "1")
     assert (missing.returncode, missing.stdout) == (3, "")
     assert "there is no quarantined event LOG 1" in missing.stderr
+    would = stratum("projection", "quarantine", "retry", "--dry-run")
+    assert would.stdout == "LOG 2 of numbers: would be tried again\n"
+    (retried,) = rows(stratum("projection", "quarantine", "retry", "numbers", "--json"))
+    assert (retried["sequence"], retried["released"]) == (2, False)
+    assert "many" in retried["detail"]
 
 
 @pytest.mark.parametrize(
