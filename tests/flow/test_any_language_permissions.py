@@ -35,7 +35,7 @@ authorization {{
   users: [ {{ user: admin, password: "root" }}, {agent} ]
 }}
 """
-STARTED_SECONDS = 20.0
+STARTED_SECONDS = 40.0
 
 
 @pytest.fixture
