@@ -157,6 +157,11 @@ def test_a_paused_projection_reads_no_further(stratum: Any, log: Any, running: P
     log.do(lambda bus: eventually(lambda: is_answer(bus, others, 4), within_seconds=40))
     paused = row(stratum("projection", "list", "--json"))
     assert (paused["status"], paused["sequence"], paused["lag_events"]) == ("paused", 3, 1)
+    running.stop()
+    assert row(stratum("projection", "list", "--json"))["status"] == "paused"
+    running.start()
+    until_reflected(log, 4)
+    assert row(stratum("projection", "list", "--json"))["status"] == "paused"
     resumed = row(stratum("projection", "resume", "numbers", "--json"))
     assert resumed["resumed"] is True
     numbers = "select max(n) from numbers"
