@@ -29,7 +29,7 @@ from stratum_bus.subject import inbox
 from stratum_bus.testing import eventually
 from stratum_bus.thresholds import HealthConfig
 from stratum_projections.health.picture import Row, picture
-from tests.flow.conftest import NODE_AGENT
+from tests.flow.nodejs import NODE_AGENT
 
 MESSAGES = int(os.environ.get("MESSAGES", "1500"))
 KILLS = 5
