@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from anyio import to_thread
+from msgspec.structs import replace
 
 from stratum_agents.agent import Agent
 from stratum_agents.fork import fork
@@ -413,6 +414,11 @@ def compare(messages: list[Message], open_tables: Open) -> None:
     }  # fmt: skip
     assert {row["state"] for row in expected["timers"]} == {"set", "fired", "cancelled"}
     assert len(expected["runs"]) > 12
+    again = [replace(m, sequence=m.sequence + messages[-1].sequence) for m in messages]
+    twice = open_tables("twice", (RUNS,))
+    twice.apply(messages + again)
+    for table in RUNS.tables:
+        assert twice.dump()[table] == expected[table], "each event counts once"
     for seed, most in enumerate((5, 25)):
         chance, pieces = random.Random(seed), open_tables(f"pieces{most}", (RUNS,))
         start = 0
