@@ -162,6 +162,9 @@ def test_a_paused_projection_reads_no_further(stratum: Any, log: Any, running: P
     running.start()
     until_reflected(log, 4)
     assert row(stratum("projection", "list", "--json"))["status"] == "paused"
+    doctor = stratum("doctor").stdout
+    assert "paused: numbers -> let them go on with `stratum projection resume numbers`" in doctor
+    assert "1 events could not be taken in -> look at them with" in doctor
     resumed = row(stratum("projection", "resume", "numbers", "--json"))
     assert resumed["resumed"] is True
     numbers = "select max(n) from numbers"
