@@ -145,7 +145,7 @@ async def _beat(bus: Bus, count: int, hurt: Hurt) -> None:
             await bus.connection.send(subject.health(said.name, said.instance), payload)
             due = began + EVERY_SECONDS * (number + 1) / count
             if due > time.monotonic() + 0.01:
-                await anyio.sleep(due - time.monotonic())
+                await anyio.sleep(max(0.0, due - time.monotonic()))
         await anyio.sleep(max(0.01, began + EVERY_SECONDS - time.monotonic()))
 
 

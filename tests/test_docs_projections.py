@@ -25,7 +25,7 @@ from stratum_bus.data_dir import locate
 from stratum_bus.jetstream import Reply
 from stratum_bus.server import free_port
 from stratum_cli.main import main
-from stratum_projections import Projection, metrics
+from stratum_projections import SHIPPED, Projection, metrics
 from stratum_projections.batch import COLUMNS
 from stratum_projections.found import GROUP, find
 from stratum_projections.query import HEADER_ERROR, HEADER_ERROR_TEXT, HEADER_LAST, HEADER_SEQUENCE
@@ -176,6 +176,7 @@ def test_the_commands_of_the_page_run_in_their_order(
         [sent, "accounts", "statement"], [sent, "invoices", "statement"],
     ]  # fmt: skip
     assert said["select count(*) from invoices"].split()[-1] == "2"
+    assert "still quarantined" in printed["stratum projection quarantine retry invoices"]
     assert "invoices" in printed["stratum projection list"]
 
 
@@ -191,6 +192,12 @@ def named(heading: str) -> list[str]:
 
 def test_every_field_of_a_projection_is_explained() -> None:
     assert sorted(named("field")) == sorted(field.name for field in fields(Projection))
+
+
+def test_every_shipped_projection_is_there() -> None:
+    told = set(named("table"))
+    assert {each.name for each in SHIPPED} <= told
+    assert told - {table for each in SHIPPED for table in each.tables} == {"quarantine"}
 
 
 def test_every_column_of_batch_is_explained_with_its_type() -> None:

@@ -15,6 +15,8 @@ from stratum_bus.errors import ConnectionLost, NotFound, QueryError
 from stratum_cli.context import Cli
 from stratum_cli.failure import NoServer
 from stratum_projections import manage
+from stratum_projections.checkpoint import CORE, STREAM
+from stratum_projections.projection import BESIDE, quoted
 from stratum_projections.query import ask, query_file
 
 AT_REST = "not running"
@@ -23,13 +25,14 @@ AT_REST = "not running"
 T = TypeVar("T")
 Row = dict[str, Any]
 
-_OF_FILE = """
-    select p.name, p.version, p.tables, c.sequence, coalesce(q.events, 0) as quarantined
+_OF_FILE = f"""
+    select p.name, p.version, p.tables, c.sequence, coalesce(q.events, 0) as quarantined,
+        case when p.paused then 'paused' else {quoted(AT_REST)} end as status
     from projections p
-    join checkpoint c on c.projection = p.name and c.stream = 'LOG' and c.active
+    join checkpoint c on c.projection = p.name and c.stream = {quoted(STREAM)}
     left join (select projection, count(*) as events from quarantine group by projection) q
         on q.projection = p.name
-    where len(p.tables) > 0
+    where p.name <> {quoted(CORE)} and not ends_with(p.name, {quoted(BESIDE)})
 """
 _COLUMNS = """
     select table_name, list(column_name || ' ' || lower(data_type) order by ordinal_position)
@@ -42,7 +45,7 @@ _COLUMNS = """
 async def rows(cli: Cli, projector: str) -> list[Row]:
     """One for each projection, by name."""
     states = await by_projector_or_file(cli, lambda bus: _running(bus, projector), _of_file)
-    if any(row["status"] == AT_REST for row in states):
+    if any("lag_events" not in row for row in states):
         cli.out.talk(f"no projector runs; this is what {cli.config.projector.path} holds")
     return sorted(states, key=lambda row: str(row["name"]))
 
@@ -120,5 +123,4 @@ async def _running(bus: Bus, projector: str) -> list[Row]:
 
 
 def _of_file(path: Path) -> list[Row]:
-    found = query_file(path, _OF_FILE).table.to_pylist()
-    return [{**each, "status": AT_REST} for each in found]
+    return query_file(path, _OF_FILE).table.to_pylist()

@@ -41,7 +41,6 @@ function checked(answer) {
 function envelope(id, type, data, more = {}) {
   return { specversion: "1.0", id, source: `/agents/${AGENT}`, type, time: new Date(), ...more, data };
 }
-
 function read(m) {
   const tokens = m.subject.split("."); // inbox.<to>.<from>.<type> or topic.<from>.<type>
   const [from, ...type] = tokens.slice(tokens[0] === "inbox" ? 2 : 1);
@@ -57,9 +56,10 @@ function read(m) {
     return { ...bare, unreadable: error };
   }
 }
-
+const get = (what) => // a lost server is waited for
+  nats.request(`$JS.API.DIRECT.GET.${what}`).catch(() => sleep(500).then(() => get(what)));
 async function blob(digest) {
-  const found = await nats.request(`$JS.API.DIRECT.GET.BLOBS.blob.${digest}`);
+  const found = await get(`BLOBS.blob.${digest}`);
   const chunks = found.headers?.get("Stratum-Blob") === "manifest" && found.json().chunks;
   const bytes = Buffer.concat(chunks ? await Promise.all(chunks.map(blob)) : [found.data]);
   if (createHash("sha256").update(bytes).digest("hex") === digest) return bytes;
@@ -73,9 +73,7 @@ function runId(event) {
   const base32 = BigInt(`0x${digest}`).toString(32).padStart(24, "0");
   return "r" + base32.replace(/./g, (c) => "abcdefghijklmnopqrstuvwxyz234567"[parseInt(c, 32)]);
 }
-async function hasEnded(run) {
-  return (await nats.request(`$JS.API.DIRECT.GET.LOG.run.${AGENT}.${run}`)).data.length > 0;
-}
+const hasEnded = async (run) => (await get(`LOG.run.${AGENT}.${run}`)).data.length > 0;
 
 async function end(m, event, kind, said, effects) {
   const run = runId(event.id);
@@ -92,7 +90,7 @@ async function end(m, event, kind, said, effects) {
       return await put(batch);
     } catch (error) {
       // Did an earlier delivery store it, or this one, and only the answer was lost?
-      if (await hasEnded(run).catch(() => false)) return;
+      if (await hasEnded(run)) return;
       const passes = error.code ? PASSING.includes(error.code) : !error.name.startsWith("Invalid");
       if (put === store && !passes) throw error;
       console.error(`${AGENT}: ${run} waits to be stored: ${error.message}`);
@@ -108,7 +106,6 @@ function commit(batch) {
   waiting.push(...batch);
   return turn;
 }
-
 async function store(batch, id = randomUUID(), last = batch.length - 1) {
   for (const [i, { subject, event, expected }] of batch.entries()) {
     const h = headers();
@@ -141,18 +138,16 @@ async function work(m) {
   }
   if (inHand.delete(m.seq)) progress += 1;
 }
-
 async function handle(m, event, run) {
   if (event.unreadable) throw event.unreadable;
-  const handler = m.subject.startsWith("control.") ? undefined : HANDLERS[event.type];
-  if (!handler || (m.info.deliveryCount > 1 && (await hasEnded(run)))) return;
+  const isOurs = !m.subject.startsWith("control.") && !event.torun && Object.hasOwn(HANDLERS, event.type);
+  if (!isOurs || (m.info.deliveryCount > 1 && (await hasEnded(run)))) return;
   if (event.dataref) event.data = JSON.parse(await blob(event.dataref.slice("blob:".length)));
-  const { answer, note } = await handler(event.data, event);
+  const { answer, note } = await HANDLERS[event.type](event.data, event);
   const effects = [[`inbox.${event.from}.${AGENT}.${answer.type}`, answer.type, answer.data]];
   if (note) effects.push([`memory.${AGENT}.${note.kind}`, "stratum.memory.noted", note.data]);
   await end(m, event, "completed", { name: "end", result: answer.data }, effects);
 }
-
 function bury(m, event, { name, message, reason = "failed" }) {
   const origin = { stream: "LOG", sequence: m.seq, subject: m.subject, id: event.id };
   const letter = { agent: AGENT, reason, error: message, attempts: m.info.deliveryCount, origin };
@@ -160,7 +155,7 @@ function bury(m, event, { name, message, reason = "failed" }) {
   return end(m, event, "failed", { error: { type: name, message } }, [effect]);
 }
 
-// Living: heartbeats; others of our name; and what one that was killed had in hand.
+// Living: heartbeats; others of our name; what one that was killed had in hand, or a lost server.
 setInterval(() => inHand.forEach(({ m }) => m.working()), 10_000);
 setInterval(beat, 500);
 function beat() {
@@ -180,20 +175,25 @@ const filter_subjects = [`inbox.${AGENT}.>`, ...FOLLOWS.map((t) => `topic.*.${t}
 const config = { name: AGENT, durable_name: AGENT, filter_subjects, ack_policy: "explicit", ack_wait: 30e9 };
 const asked = { stream_name: "LOG", config: { ...config, max_deliver: -1, max_ack_pending: 10_000 } };
 const say = async (verb, body) => checked(await nats.request(`$JS.API.CONSUMER.${verb}.LOG.${AGENT}`, body));
-const made = (error) => (error.code ? Promise.reject(error) : say("INFO")); // by an administrator
-const inbox = await say("CREATE", JSON.stringify(asked)).catch(made);
-let isAlone = inbox.num_ack_pending > 0;
-for await (const answer of await nats.requestMany(alive, "", { strategy: "timer", maxWait: 50 })) {
-  const [how, who] = answer.string().split(" ");
-  if (who !== me && (how === "working" || who < me)) isAlone = false;
+await say("CREATE", JSON.stringify(asked)).catch((e) => e.code && Promise.reject(e)); // or it was made for us
+async function takeBack() {
+  const { num_ack_pending: count, ack_floor: floor, delivered } = await say("INFO");
+  let isAlone = count > 0;
+  for await (const answer of await nats.requestMany(alive, "", { strategy: "timer", maxWait: 50 })) {
+    const [how, who] = answer.string().split(" ");
+    if (who !== me && (how === "working" || who < me)) isAlone = false;
+  }
+  for (let s = floor.stream_seq + 1; isAlone && s <= delivered.stream_seq; s++)
+    if (!inHand.has(s)) nats.publish(`$JS.ACK.LOG.${AGENT}.1.${s}.${floor.consumer_seq + 1}.0.0`, "-NAK");
 }
-for (let s = inbox.ack_floor.stream_seq + 1; isAlone && s <= inbox.delivered.stream_seq; s++)
-  nats.publish(`$JS.ACK.LOG.${AGENT}.1.${s}.${inbox.ack_floor.consumer_seq + 1}.0.0`, "-NAK");
+await takeBack();
+(async () => {
+  for await (const { type } of nats.status()) if (type === "reconnect") takeBack().catch(console.error);
+})();
 const messages = await (await jetstream(nats).consumers.get("LOG", AGENT)).consume({ max_messages: 64 });
 for (const name of ["SIGTERM", "SIGINT"]) process.once(name, () => ((state = "stopping"), messages.stop()));
 state = "idle";
 for await (const m of messages) void work(m);
 while (inHand.size) await sleep(10);
-beat();
 await nats.drain();
 process.exit(state === "stopping" ? 0 : 1);

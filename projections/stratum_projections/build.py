@@ -26,6 +26,11 @@ from stratum_projections.store import Store
 PATIENCE_SECONDS = 30.0
 """How long a lost server is waited for."""
 
+_READING = ProjectorConfig(batch_events=1_500)
+"""Larger batches are hardly faster, and this may be a process beside the projector: it stays below
+400 MB.
+"""
+
 Progress = Callable[[int, int], None]
 """Is told the sequence that is reached, and the one to reach."""
 
@@ -94,7 +99,7 @@ async def fold_to(
         )
     fold = await anyio.to_thread.run_sync(Fold, store, checkpoint, projections)
     reading = batches(
-        bus, STREAM, start=start, end=end, lake=lake, config=ProjectorConfig(),
+        bus, STREAM, start=start, end=end, lake=lake, config=_READING,
         projections=projections,
         patience_seconds=PATIENCE_SECONDS,
     )  # fmt: skip

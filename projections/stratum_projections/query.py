@@ -32,10 +32,8 @@ import msgspec
 import pyarrow as pa
 from msgspec import Meta, Struct
 
-from stratum_bus import config as configs
-from stratum_bus import connect, subject
+from stratum_bus import subject
 from stratum_bus.bus import Bus
-from stratum_bus.data_dir import locate
 from stratum_bus.errors import ConnectionLost, PermissionDenied, QueryError, StratumError
 from stratum_bus.jetstream import Connection, Reply
 from stratum_projections.select import open_read_only, select
@@ -71,60 +69,6 @@ class Answer(Struct, frozen=True):
 
     table: pa.Table
     sequence: int
-
-
-async def query(
-    sql: str,
-    *,
-    bus: Bus | None = None,
-    url: str | None = None,
-    projector: str = "main",
-    wait_for: int | None = None,
-    timeout_seconds: float = TIMEOUT_SECONDS,
-    max_rows: int = MAX_ROWS,
-) -> pa.Table:
-    """The rows of one SELECT: `table = await query("select * from memory")`.
-
-    The projector is asked on the open `bus`, else on the server at `url`, else on the one that the
-    `stratum` command would take in this folder (STRATUM_NATS_URL, stratum.toml, .stratum); where
-    none runs there, its file is read. `wait_for` is a sequence of the log that the rows must
-    reflect, as `bus.publish` returns it.
-
-    Raises what `ask` and `query_file` raise.
-    """
-
-    async def ask_on(bus: Bus) -> Answer:
-        return await ask(
-            bus, sql, projector=projector, wait_for=wait_for, timeout_seconds=timeout_seconds,
-            max_rows=max_rows,
-        )  # fmt: skip
-
-    if bus is not None:
-        return (await ask_on(bus)).table
-    config = None if url else configs.load()
-    if config is not None:
-        running = None if config.server.url else locate(config.server.data_dir)
-        url = running.url if running else config.server.url
-    silent: StratumError = QueryError("no_projector", "no server runs here: see `stratum up`")
-    if url:
-        try:
-            async with connect(url, name="stratum-query") as own:
-                return (await ask_on(own)).table
-        except (ConnectionLost, QueryError) as error:
-            if config is None or getattr(error, "reason", "no_projector") != "no_projector":
-                raise
-            silent = error
-    assert config is not None
-    path = Path(config.projector.path)
-    directories = [Path(config.lake.path)] if config.lake.path else []
-
-    def read() -> Answer:
-        return of_stopped(
-            path, sql, silent, wait_for=wait_for, timeout_seconds=timeout_seconds,
-            max_rows=max_rows, directories=directories,
-        )  # fmt: skip
-
-    return (await anyio.to_thread.run_sync(read)).table
 
 
 async def ask(

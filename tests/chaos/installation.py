@@ -17,7 +17,7 @@ from stratum_bus.server import free_port
 from tests.chaos.clock.sitecustomize import OFFSET
 
 RESTART_SECONDS = 0.1
-STOP_SECONDS = 30.0
+STOP_SECONDS = 60.0
 DISK = "192m"
 CLOCK = Path(__file__).with_name("clock")
 PIDS = 1 << 22

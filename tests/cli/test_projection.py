@@ -138,7 +138,8 @@ def test_without_a_projector_and_a_file_the_sentence_says_so(stratum: Any, proje
 def test_a_name_that_is_none_is_refused_with_the_nearest(stratum: Any, running: Projector) -> None:
     for arguments in (
         ("show", "nubers"), ("rebuild", "numbers", "nubers"), ("verify", "nubers"),
-        ("pause", "nubers"), ("resume", "nubers"),         ("quarantine", "list", "--projection", "nubers"),
+        ("pause", "nubers"), ("resume", "nubers"), ("quarantine", "retry", "nubers"),
+        ("quarantine", "list", "--projection", "nubers"),
     ):  # fmt: skip
         result = stratum("projection", *arguments)
         assert (result.returncode, result.stdout) == (3, ""), arguments
@@ -156,6 +157,14 @@ def test_a_paused_projection_reads_no_further(stratum: Any, log: Any, running: P
     log.do(lambda bus: eventually(lambda: is_answer(bus, others, 4), within_seconds=40))
     paused = row(stratum("projection", "list", "--json"))
     assert (paused["status"], paused["sequence"], paused["lag_events"]) == ("paused", 3, 1)
+    running.stop()
+    assert row(stratum("projection", "list", "--json"))["status"] == "paused"
+    running.start()
+    until_reflected(log, 4)
+    assert row(stratum("projection", "list", "--json"))["status"] == "paused"
+    doctor = stratum("doctor").stdout
+    assert "paused: numbers -> let them go on with `stratum projection resume numbers`" in doctor
+    assert "1 events could not be taken in -> look at them with" in doctor
     resumed = row(stratum("projection", "resume", "numbers", "--json"))
     assert resumed["resumed"] is True
     numbers = "select max(n) from numbers"
@@ -211,7 +220,9 @@ def test_verify_names_the_first_difference_of_a_table(
     assert "3 messages: 1 difference" in said.stderr
 
 
-def test_what_is_quarantined_is_listed_and_shown(stratum: Any, running: Projector) -> None:
+def test_what_is_quarantined_is_listed_shown_and_tried_again(
+    stratum: Any, running: Projector
+) -> None:
     (parked,) = rows(stratum("projection", "quarantine", "list", "--json"))
     assert (parked["sequence"], parked["projection"], parked["reason"]) == (
         2, "numbers", "statement",
@@ -222,6 +233,11 @@ def test_what_is_quarantined_is_listed_and_shown(stratum: Any, running: Projecto
     missing = stratum("projection", "quarantine", "show", "1")
     assert (missing.returncode, missing.stdout) == (3, "")
     assert "there is no quarantined event LOG 1" in missing.stderr
+    would = stratum("projection", "quarantine", "retry", "--dry-run")
+    assert would.stdout == "LOG 2 of numbers: would be tried again\n"
+    (retried,) = rows(stratum("projection", "quarantine", "retry", "numbers", "--json"))
+    assert (retried["sequence"], retried["released"]) == (2, False)
+    assert "many" in retried["detail"]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from stratum_bus.testing import eventually
 from stratum_bus.thresholds import HealthConfig
 from stratum_projections.health.picture import picture
 from tests.flow.bare import PARTICIPANTS, bare
-from tests.flow.conftest import INSTALL_SECONDS
+from tests.flow.nodejs import INSTALL_SECONDS
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ from stratum_bus.stream import load_streams, provision
 from stratum_bus.subject import inbox, inbox_filters
 from stratum_bus.testing import eventually
 from tests.flow.bare import PARTICIPANTS, bare
-from tests.flow.conftest import INSTALL_SECONDS, NODE_AGENT
+from tests.flow.nodejs import INSTALL_SECONDS, NODE_AGENT
 
 PAGE = (PARTICIPANTS.parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 CONFIG = """
@@ -35,7 +35,7 @@ authorization {{
   users: [ {{ user: admin, password: "root" }}, {agent} ]
 }}
 """
-STARTED_SECONDS = 20.0
+STARTED_SECONDS = 40.0
 
 
 @pytest.fixture

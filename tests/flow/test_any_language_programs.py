@@ -19,7 +19,7 @@ from stratum_bus.bus import Bus
 from stratum_bus.event import agent_source, new
 from stratum_bus.subject import inbox
 from stratum_bus.testing import eventually
-from tests.flow.conftest import INSTALL_SECONDS, NODE_AGENT
+from tests.flow.nodejs import INSTALL_SECONDS, NODE_AGENT
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -36,7 +36,7 @@ printf 'HPUB %s %s %d %d\r\n%s%s\r\nPING\r\n' "$subject" "$reply" \
 while read -r line <&3; do
   [[ $line == -ERR* || $line == NATS/1.0\ [45]* ]] && exit 1
   [[ $verb == pub && $line == PONG* ]] && exit
-  [[ $line == {*} || $line == {*}$'\r' ]] && [[ $line != *'"server_id"'* ]] && exec echo "$line"
+  [[ $line == {* && $line != *server_id* ]] && echo "$line" && exit
 done
 """
 

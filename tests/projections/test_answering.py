@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,21 @@ async def test_a_table_is_one_call_away(
         assert await query(sql, url=bus_url) == expected
         monkeypatch.setenv("STRATUM_NATS_URL", bus_url)
         assert await query(sql, wait_for=0) == expected
+
+
+async def test_a_table_as_of_a_moment_needs_no_projector(
+    bus: Bus, bus_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for n in range(2):
+        await bus.publish("inbox.bob.alice.task", new("task", n, source="/alice"))
+    sql = "select count(*) as n from events"
+    assert (await query(sql, as_of=1, url=bus_url)).to_pylist() == [{"n": 1}]
+    assert (await query(sql, as_of=datetime.now(UTC), bus=bus)).to_pylist() == [{"n": 2}]
+    with pytest.raises(QueryError, match="no moment"):
+        await query(sql, as_of="someday", bus=bus)
+    with pytest.raises(ValueError, match="exclude each other"):
+        await query(sql, as_of=1, wait_for=1, bus=bus)
 
 
 async def test_without_a_projector_its_file_is_read(

@@ -123,6 +123,17 @@ def test_agents_are_counted(tables: Any, log: Any) -> None:
     assert seen["bob"]["last_seen"] == "2026-01-01T00:00:04+00:00"
 
 
+def test_what_is_stored_twice_counts_once_for_an_agent(tables: Any, log: Any) -> None:
+    sent = log.message("bob", "alice")
+    log.again("inbox.bob.alice.task", sent)
+    tables.apply(log.messages[:1])
+    tables.apply(log.messages[1:])
+    assert tables.rows("select name, sent, received, last_seq from agents order by name") == [
+        {"name": "alice", "sent": 1, "received": 0, "last_seq": 1},
+        {"name": "bob", "sent": 0, "received": 1, "last_seq": 1},
+    ]
+
+
 def test_an_agent_that_was_only_written_to_was_never_seen(tables: Any, log: Any) -> None:
     log.message("ghost", "alice")
     tables.apply(log.messages)
@@ -167,6 +178,25 @@ def test_a_note_of_another_agent_is_not_changed(tables: Any, log: Any) -> None:
     assert tables.one("select agent, text, revisions from memory") == {
         "agent": "alice", "text": "mine", "revisions": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [1, 2, 7])
+def test_of_two_notes_of_one_id_the_first_counts(cut: int, tables: Any, log: Any) -> None:
+    log.noted("alice", text="first", note="n1")
+    log.noted("alice", text="second", note="n1")
+    log.noted("bob", text="his own", note="n1")
+    log.changed("n1", "alice", text="revised")
+    log.noted("alice", text="takes the id of an event to come", note="e6")
+    log.noted("alice", text="is e6 itself")
+    log.changed("e6", "alice", score=1.0)
+    for start in range(0, len(log.messages), cut):
+        tables.apply(log.messages[start : start + cut])
+    rows = tables.rows("select agent, note, text, score, first_seq from memory order by first_seq")
+    assert [list(row.values()) for row in rows] == [
+        ["alice", "n1", "revised", None, 1],
+        ["bob", "n1", "his own", None, 3],
+        ["alice", "e6", "takes the id of an event to come", 1.0, 5],
+    ]
 
 
 def test_a_note_in_bare_json_is_a_note(tables: Any, log: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from anyio import to_thread
+from msgspec.structs import replace
 
 from stratum_agents.agent import Agent
 from stratum_agents.fork import fork
@@ -19,7 +20,7 @@ from stratum_bus.bus import Bus
 from stratum_bus.consume import Reject
 from stratum_bus.event import Event
 from stratum_bus.message import Message
-from stratum_projections.views import journal
+from stratum_projections.views import entry
 from stratum_projections.views.runs import RUNS
 
 Open = Callable[..., Any]
@@ -413,6 +414,11 @@ def compare(messages: list[Message], open_tables: Open) -> None:
     }  # fmt: skip
     assert {row["state"] for row in expected["timers"]} == {"set", "fired", "cancelled"}
     assert len(expected["runs"]) > 12
+    again = [replace(m, sequence=m.sequence + messages[-1].sequence) for m in messages]
+    twice = open_tables("twice", (RUNS,))
+    twice.apply(messages + again)
+    for table in RUNS.tables:
+        assert twice.dump()[table] == expected[table], "each event counts once"
     for seed, most in enumerate((5, 25)):
         chance, pieces = random.Random(seed), open_tables(f"pieces{most}", (RUNS,))
         start = 0
@@ -428,12 +434,12 @@ def compare(messages: list[Message], open_tables: Open) -> None:
 def entries_at_random(log: Any, seed: int, length: int) -> None:
     """Journal entries in an order that no run would write."""
     chance = random.Random(seed)
-    kinds = [*journal.CALLS * 3, *journal.INPUTS, *journal.ENDS, *journal.OTHERS, "resumed"]
+    kinds = [*entry.CALLS * 3, *entry.INPUTS, *entry.ENDS, *entry.OTHERS, "resumed"]
     for number in range(length):
         kind, run, n = chance.choice(kinds), chance.choice("abc"), chance.choice(["1", "2.1"])
         attempt = chance.randint(1, 3)
         data: dict[str, Any] = {"suspends": chance.random() < 0.5}
-        if kind in journal.CALLS:
+        if kind in entry.CALLS:
             what = "step:x" if kind.startswith("step.") else chance.choice(["sleep", "wait:y"])
             data |= {"n": n, "name": what, "seconds": chance.random()}
             data["reason"] = chance.choice(["", "timeout"])
@@ -446,10 +452,10 @@ def entries_at_random(log: Any, seed: int, length: int) -> None:
             data["name"] = f"t{n.replace('.', '-')}" + chance.choice(["", f"-a{attempt}"])
         if kind == "suspended":
             data["reason"] = chance.choice(["", "paused"])
-        log.add(f"run.bob.{run}", journal.PREFIX + kind, data, runid=run, causationid="e1")
+        log.add(f"run.bob.{run}", entry.PREFIX + kind, data, runid=run, causationid="e1")
         if chance.random() < 0.1:
             log.raw(f"run.bob.{run}", b'{"n": 1}')
-            log.add(f"run.bob.{run}", journal.PREFIX + kind, {"attempt": "x"}, runid=run)
+            log.add(f"run.bob.{run}", entry.PREFIX + kind, {"attempt": "x"}, runid=run)
             log.again(log.messages[-3].subject, log.messages[-3].event())
 
 

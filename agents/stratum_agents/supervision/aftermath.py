@@ -105,7 +105,7 @@ class Aftermath:
             return self._common.beats.left(running.instance)
         if not self._program.is_agent or not self._owner.is_alone(running):
             return []
-        with anyio.move_on_after(estate.MARK_SECONDS):
+        with anyio.move_on_after(estate.DELIVERED_SECONDS):
             try:
                 return await estate.delivered(self._common.bus, self._program.name)
             except BusError as error:

@@ -25,6 +25,9 @@ log = logging.getLogger("stratum.supervisor")
 MARK_SECONDS = 0.3
 """How long the next start may wait for the journals of what was in hand to be read."""
 
+DELIVERED_SECONDS = 3.0
+"""And for the server to say what was in hand, where nobody else knows it."""
+
 MARKS_MAX = 32
 
 AGAIN_SECONDS = (0.15, 0.45)

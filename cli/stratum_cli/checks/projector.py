@@ -10,6 +10,10 @@ from stratum_cli.checks.finding import Finding, note, ok, wrong
 
 LAG_MANY = 10_000
 _SECONDS = 5.0
+_QUESTION = """
+    select (select count(*) from quarantine),
+        (select list(name order by name) from projections where paused)
+"""
 
 
 async def projector(bus: Bus) -> AsyncIterator[Finding]:
@@ -21,7 +25,7 @@ async def projector(bus: Bus) -> AsyncIterator[Finding]:
     except NotFound:
         return  # without a log there is nothing to project
     try:
-        found = await ask(bus, "select count(*) from quarantine", timeout_seconds=_SECONDS)
+        found = await ask(bus, _QUESTION, timeout_seconds=_SECONDS)
     except QueryError as error:
         mend = "start it with `stratum up`"
         if error.reason != "no_projector":
@@ -35,5 +39,8 @@ async def projector(bus: Bus) -> AsyncIterator[Finding]:
     else:
         yield ok("projector", reflects)
     if unreadable := found.table.column(0)[0].as_py():
-        mend = "look at them with `stratum sql 'select * from quarantine'`"
-        yield note("quarantine", f"{unreadable:,} events could not be read", mend)
+        mend = "look at them with `stratum projection quarantine list`"
+        yield note("quarantine", f"{unreadable:,} events could not be taken in", mend)
+    if paused := found.table.column(1)[0].as_py():
+        mend = f"let them go on with `stratum projection resume {' '.join(paused)}`"
+        yield note("projections", f"paused: {', '.join(paused)}", mend)

@@ -1,4 +1,4 @@
-"""`stratum projection quarantine`: events that a projection could not take."""
+"""`stratum projection quarantine`: events that a projection could not take, and trying them again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from stratum_bus import subject
 from stratum_bus.errors import NotFound
-from stratum_cli.command import command, group
+from stratum_cli.command import DryRun, command, group
 from stratum_cli.commands.inbox import Limit
 from stratum_cli.context import Cli
 
@@ -24,6 +24,7 @@ def register(projections: typer.Typer) -> None:
     quarantine = group("quarantine", "Quarantine: events kept from projections, and why.")
     command(quarantine, "list")(list_parked)
     command(quarantine)(show)
+    command(quarantine)(retry)
     projections.add_typer(quarantine)
 
 
@@ -77,6 +78,43 @@ async def show(
     )  # fmt: skip
 
 
+async def retry(
+    cli: Cli,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME...",
+            show_default=False,
+            help="Projections; without any all from which something is kept.",
+        ),
+    ] = None,
+    projector: Projector = "main",
+    dry_run: DryRun = False,
+) -> None:
+    """Try quarantined events again, each at its place in the order of the log.
+
+    The projections are built anew for that, while the present tables answer. Says what became of
+    each event.
+
+    Example: `stratum projection quarantine retry memory`
+    """  # fmt: skip
+    from stratum_cli import projections
+    from stratum_projections import manage, quarantine
+
+    subject.token(projector, "projector name")
+    wanted = list(dict.fromkeys(names or ()))
+    async with cli.bus() as bus:
+        projections.known(await manage.states(bus, projector), wanted)
+        if dry_run:
+            for parked in await quarantine.parked(
+                bus, projector=projector, projections=wanted, limit=100_000
+            ):
+                _say(cli, parked, None, "")
+            return
+        for each in await quarantine.retry(bus, wanted, projector):
+            _say(cli, each.parked, each.released, each.detail)
+
+
 async def _parked(
     cli: Cli, projector: str, *, of: Any = (), limit: int, sequence: int | None = None
 ) -> list[Parked]:
@@ -97,3 +135,16 @@ async def _parked(
 def _row(parked: Parked) -> dict[str, Any]:
     names = ("sequence", "stream", "subject", "projection", "reason", "detail", "time")
     return {name: getattr(parked, name) for name in names}
+
+
+def _say(cli: Cli, parked: Parked, released: bool | None, detail: str) -> None:
+    """What became of one; `released` None: it would be tried."""
+    row = {**_row(parked), "retried": released is not None, "released": released}
+    if cli.out.json:
+        cli.out.object({**row, "detail": detail or parked.detail})
+        return
+    of = parked.projection or "all projections"
+    what = {None: "would be tried again", True: "released"}.get(
+        released, f"still quarantined: {detail}"
+    )
+    cli.out.line(f"{parked.stream} {parked.sequence} of {of}: {what}")

@@ -39,9 +39,11 @@ from typing import Annotated, Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stratum_bus.memory import NOTED, RETRACTED, REVISED
 from stratum_projections.projection import Projection
+from stratum_projections.views.columns import lists
 
 _PAPER, _FIELD = "paper", "field"
 
@@ -132,10 +134,11 @@ def prepare(batch: pa.Table) -> pa.Table:
     """What the notes say, as rows. Notes of another form are passed over."""
     notes: dict[tuple[str, str], _Note] = {}
     pictures: dict[str, tuple[int, _Picture]] = {}
-    columns = (batch[name].to_pylist() for name in _READ)
-    events: Iterable[tuple[Any, ...]] = zip(*columns, strict=True)
+    kinds = batch["kind"].cast(pa.string())
+    batch = batch.filter(pc.is_in(kinds, value_set=pa.array([_PAPER, _FIELD], pa.string())))
+    events: Iterable[tuple[Any, ...]] = zip(*lists(batch, _READ), strict=True)
     for seq, time, id, type, agent, kind, data in events:
-        if kind not in (_PAPER, _FIELD) or data is None:
+        if data is None:
             continue
         try:
             change = _change_of(data)

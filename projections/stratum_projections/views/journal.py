@@ -8,70 +8,27 @@ an end in the same batch it never does.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 from msgspec.structs import astuple
 
-PREFIX = "stratum.run."
-CALLS = ("step.completed", "step.failed", "waiting", "wait.completed")
-INPUTS = ("signalled", "fired", "cancel.requested", "pause.requested", "continue.requested")
-ENDS = ("completed", "failed", "cancelled", "continued")
-OTHERS = ("resumed", "suspended", "compensating", "parked", "forked", "sent")
-TYPES = tuple(PREFIX + kind for kind in (*CALLS, *INPUTS, *ENDS, *OTHERS))
-
-_KINDS = {"step": "step", "sleep": "sleep", "wait": "wait", "reply": "call"}
-_SENT_BY = re.compile(r"(r[a-z2-7]{24})-[0-9.]+")
-"""The id of an event that a run sent: the run's own, and the call's position."""
-
-_Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
-_Sequence = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-
-
-class _Origin(msgspec.Struct):
-    stream: str = ""
-    sequence: _Sequence = 0
-    id: str = ""
-    type: str = ""
-    handler: str = ""
-
-
-class _Failure(msgspec.Struct):
-    type: str = ""
-    message: str = ""
-
-
-class _Entry(msgspec.Struct):
-    n: str = ""
-    name: str = ""
-    error: _Failure | None = None
-    attempt: _Count = 0
-    final: bool = False
-    seconds: _Seconds | None = None
-    until: datetime | None = None
-    suspends: bool = False
-    effects: msgspec.Raw = msgspec.Raw(b"[]")
-    origin: _Origin | None = None
-    instance: str = ""
-    reason: str = ""
-    run: str = ""
-    at: str = ""
-
-
-class _Effect(msgspec.Struct):
-    subject: str = ""
-
-
-_entry_of = msgspec.json.Decoder(_Entry).decode
-_effects_of = msgspec.json.Decoder(list[_Effect]).decode
+from stratum_projections.views.columns import lists
+from stratum_projections.views.entry import (
+    CALLS,
+    ENDS,
+    INPUTS,
+    PREFIX,
+    TIMEOUT,
+    Entry,
+    Origin,
+    decode,
+    sender_of,
+)
 
 _READ = ("seq", "agent", "run", "type", "step", "causationid", "correlationid", "cause", "data")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME = pa.timestamp("us", "UTC")
 _TIMES = {"started", "ended", "due", "closed_time"}
 _FLAGS = {"goes_on", "latest", "resumed_first", "paused", "paused_if_new"}
@@ -183,13 +140,13 @@ class _Run:
 def prepare(batch: pa.Table) -> pa.Table:
     """The pieces of a batch of journal entries. Damaged entries are refused."""
     fold, refused = _Fold(), list[Refused]()
-    columns = [batch[name].to_pylist() for name in _READ]
+    columns = lists(batch, _READ)
     times = batch["time"].cast(pa.int64()).to_pylist()
     rows: Iterable[list[Any]] = map(list, zip(times, *columns, strict=True))
     for time, seq, agent, run, type, step, *about, data in rows:
         try:
             # Without data it is in a blob, and little is known of it.
-            entry = _Entry(n=step or "") if data is None else _entry_of(data)
+            entry = Entry(n=step or "") if data is None else decode(data)
         except msgspec.DecodeError as error:
             refused.append(Refused(seq, f"no journal entry: {error}"))
             continue
@@ -217,9 +174,7 @@ class _Fold:
         self.timers: list[TimerPiece] = []
         self._runs: dict[tuple[str, str], _Run] = {}
 
-    def add(
-        self, at: _At, key: tuple[str, str], kind: str, entry: _Entry, about: list[Any]
-    ) -> None:
+    def add(self, at: _At, key: tuple[str, str], kind: str, entry: Entry, about: list[Any]) -> None:
         """Take in the next entry."""
         run = self._runs.get(key)
         if run is None or run.piece.ended is not None:
@@ -241,7 +196,7 @@ class _Fold:
             _begin(run.piece, at, kind, entry, about)
         self._own(run, at, kind, entry)
 
-    def _input(self, run: _Run, at: _At, kind: str, entry: _Entry) -> None:
+    def _input(self, run: _Run, at: _At, kind: str, entry: Entry) -> None:
         piece = run.piece
         if kind in ("pause.requested", "continue.requested"):
             piece.paused = piece.paused_if_new = kind == "pause.requested"
@@ -256,7 +211,7 @@ class _Fold:
             if timer is not None:
                 timer.close(at.seq, at.time, "fired")
 
-    def _own(self, run: _Run, at: _At, kind: str, entry: _Entry) -> None:
+    def _own(self, run: _Run, at: _At, kind: str, entry: Entry) -> None:
         """An entry of the run's owner."""
         piece = run.piece
         if kind in CALLS:
@@ -269,14 +224,14 @@ class _Fold:
             piece.paused = piece.paused_if_new = True
         elif kind == "continued":
             piece.next = entry.run
-        for subject in _effects(entry):
+        for subject in entry.subjects():
             piece.sent += subject.startswith(("inbox.", "topic."))
             piece.noted += subject.startswith("memory.")
         piece.instance = entry.instance or piece.instance
         piece.status = "waiting" if entry.suspends else "running"
         piece.error = None
         if kind in ENDS or kind == "parked":
-            piece.status, piece.error = kind, _error(entry)
+            piece.status, piece.error = kind, entry.failure()
         run.running = piece.status == "running"
         if kind in ENDS:
             piece.ended, piece.ended_seq = at.time, at.seq
@@ -286,34 +241,34 @@ class _Fold:
             for timer in run.timers.values():
                 timer.close(at.seq, at.time, "cancelled")
 
-    def _call(self, run: _Run, at: _At, kind: str, entry: _Entry) -> None:
+    def _call(self, run: _Run, at: _At, kind: str, entry: Entry) -> None:
         """An entry that says what came of a call, so far or in the end."""
         call = self._call_at(run, at, entry)
         is_step = kind == "step.completed" or kind == "step.failed"
         # With it the time that the call had been given is over, or does not matter any more.
-        how = "fired" if is_step or entry.reason == "timeout" else "cancelled"
+        how = "fired" if is_step or entry.reason == TIMEOUT else "cancelled"
         timer = run.timers.pop(call.timer, None) if call.timer else None
         if timer is not None or call.goes_on:
-            (timer or call).close(at.seq, _began(at, entry), how)
+            (timer or call).close(at.seq, at.time - entry.spent_us, how)
         call.last_seq, call.due, call.timer, call.timer_seq = at.seq, None, None, None
         if call.kind is None:
-            call.kind, call.name = _named(entry)
+            call.kind, call.name = entry.call()
         if is_step:
             run.piece.attempts += 1
             run.piece.steps += kind == "step.completed"
             call.attempts = max(call.attempts, entry.attempt)
-            call.spent_us = (call.spent_us or 0) + _spent_us(entry)
-            call.error = _error(entry) or call.error
+            call.spent_us = (call.spent_us or 0) + entry.spent_us
+            call.error = entry.failure() or call.error
         if kind == "waiting" or (kind == "step.failed" and not entry.final):
             call.status = "waiting" if kind == "waiting" else "retrying"
             if entry.until is not None:
-                self._set_timer(run, call, at, entry, entry.until)
+                self._set_timer(run, call, at, entry)
             return
         call.status, call.ended = "failed" if kind == "step.failed" else "completed", at.time
-        if kind == "wait.completed" and entry.reason == "timeout" and entry.name != "sleep":
+        if kind == "wait.completed" and entry.reason == TIMEOUT and entry.name != "sleep":
             call.status = "timeout"
 
-    def _call_at(self, run: _Run, at: _At, entry: _Entry) -> StepPiece:
+    def _call_at(self, run: _Run, at: _At, entry: Entry) -> StepPiece:
         known = run.calls.get(entry.n)
         if known is not None:
             if known.ended is None:
@@ -322,73 +277,34 @@ class _Fold:
         piece = run.piece
         call = run.calls[entry.n] = StepPiece(
             agent=piece.agent, run=piece.run, goes_on=piece.goes_on and known is None, n=entry.n,
-            first_seq=at.seq, started=_began(at, entry),
+            first_seq=at.seq, started=at.time - entry.spent_us,
         )  # fmt: skip
         self.steps.append(call)
         return call
 
-    def _set_timer(
-        self, run: _Run, call: StepPiece, at: _At, entry: _Entry, until: datetime
-    ) -> None:
-        name = "t" + entry.n.replace(".", "-") + (f"-a{entry.attempt}" if entry.attempt else "")
-        kind, call_name = _named(entry)
-        timer = run.timers[name] = TimerPiece(
-            agent=call.agent, run=call.run, n=entry.n, timer=name, kind=kind, name=call_name,
-            first_seq=at.seq, started=at.time, due=_microseconds(until),
+    def _set_timer(self, run: _Run, call: StepPiece, at: _At, entry: Entry) -> None:
+        kind, name = entry.call()
+        timer = TimerPiece(
+            agent=call.agent, run=call.run, n=entry.n, timer=entry.timer(), kind=kind, name=name,
+            first_seq=at.seq, started=at.time, due=entry.until_us,
         )  # fmt: skip
         self.timers.append(timer)
-        call.due, call.timer, call.timer_seq = timer.due, name, at.seq
+        run.timers[entry.timer()] = timer
+        call.due, call.timer, call.timer_seq = timer.due, timer.timer, at.seq
 
 
-def _begin(piece: RunPiece, at: _At, kind: str, entry: _Entry, about: list[Any]) -> None:
+def _begin(piece: RunPiece, at: _At, kind: str, entry: Entry, about: list[Any]) -> None:
     """What the first entry of a run says, should the run begin with it."""
     causationid, piece.correlationid, cause = about
-    origin = entry.origin or _Origin()
-    piece.first_seq, piece.started = at.seq, _began(at, entry)
+    origin = entry.origin or Origin()
+    piece.first_seq, piece.started = at.seq, at.time - entry.spent_us
     piece.event, piece.event_type = origin.id or causationid, origin.type or None
     piece.event_seq = cause or (origin.sequence if origin.stream == "LOG" else None)
     piece.handler = origin.handler or None
-    sender = _SENT_BY.fullmatch(piece.event or "")
-    piece.parent = sender[1] if sender else None
+    piece.parent = sender_of(piece.event)
     piece.resumed_first, piece.paused_if_new = kind == "resumed", None
     if kind == "forked":
         piece.forked_from, piece.forked_at = entry.run, entry.at
-
-
-def _began(at: _At, entry: _Entry) -> Time:
-    return at.time - _spent_us(entry)
-
-
-def _spent_us(entry: _Entry) -> int:
-    return round(entry.seconds * 1e6) if entry.seconds else 0
-
-
-def _named(entry: _Entry) -> tuple[str | None, str | None]:
-    """The kind of a call and its name, from `step:pay`, `sleep`, `wait:verdict`, …"""
-    if not entry.name:
-        return None, None
-    what, _, name = entry.name.partition(":")
-    if entry.n.startswith("c"):
-        return "undo", name.removeprefix("undo ")
-    return _KINDS.get(what, what), name or what
-
-
-def _error(entry: _Entry) -> str | None:
-    return f"{entry.error.type}: {entry.error.message}" if entry.error else None
-
-
-def _effects(entry: _Entry) -> Iterable[str]:
-    if len(entry.effects) <= 2:
-        return ()
-    try:
-        return [effect.subject for effect in _effects_of(entry.effects)]
-    except msgspec.DecodeError:
-        return ()  # it was not written by a run of ours
-
-
-def _microseconds(time: datetime) -> Time:
-    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
-    return (aware - _EPOCH) // timedelta(microseconds=1)
 
 
 def _table(kind: type[msgspec.Struct], rows: Sequence[msgspec.Struct]) -> pa.Table:

@@ -34,6 +34,7 @@ from stratum_bus.errors import InvalidEvent
 from stratum_bus.event import Event, Raw, encode_value, typed
 from stratum_bus.memory import NOTED, RETRACTED, REVISED, Noted, Retracted, Revised
 from stratum_projections.projection import Projection, Step
+from stratum_projections.views.columns import lists
 
 _STRUCTS: dict[str, type[msgspec.Struct]] = {NOTED: Noted, REVISED: Revised, RETRACTED: Retracted}
 _FIELDS = {
@@ -58,7 +59,7 @@ _KEPT = ("seq", "id", "type", "agent", "kind", "stored", "time", "runid")
 
 def prepare(batch: pa.Table) -> pa.Table:
     """The data of memory events as columns; `given` names the fields that an event sets."""
-    columns = [batch[name].to_pylist() for name in ("agent", "id", "type", "dataschema", "data")]
+    columns = lists(batch, ("agent", "id", "type", "dataschema", "data"))
     rows = [_row(*values) for values in zip(*columns, strict=True)]
     read = {
         name: pa.array([row.get(name) for row in rows], kind) for name, kind in _PREPARED.items()

@@ -65,12 +65,12 @@ is open and never at all that has ended.
 """
 
 from stratum_projections.projection import Projection, Step
-from stratum_projections.views import journal
+from stratum_projections.views import entry, journal
 
 _CALLS, _SETS, _FIRED, _ENDS, _OTHERS = (
-    tuple(journal.PREFIX + kind for kind in kinds)
+    tuple(entry.PREFIX + kind for kind in kinds)
     for kinds in (
-        journal.CALLS, ("waiting", "step.failed"), ("fired",), journal.ENDS, journal.OTHERS,
+        entry.CALLS, ("waiting", "step.failed"), ("fired",), entry.ENDS, entry.OTHERS,
     )
 )  # fmt: skip
 
@@ -243,7 +243,7 @@ RUNS = Projection(
     name="runs",
     blobs=(),
     roles=("run",),
-    types=journal.TYPES,
+    types=entry.TYPES,
     prepare=journal.prepare,
     tables={
         "runs": """

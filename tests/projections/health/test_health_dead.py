@@ -107,6 +107,20 @@ def test_of_several_instances_without_a_supervisor_as_many_must_be_back(world: A
     assert [status for *_, status in world.shown()] == ["closed", "closed"]
 
 
+def test_who_is_missed_and_never_comes_back_is_forgotten_when_a_person_says_so(world: Any) -> None:
+    world.started("a", "i1")
+    elsewhere = world.alive("a", "by-hand")
+    world.run(5)
+    elsewhere.silent = True
+    world.run(400)
+    assert world.shown() == [("dead", "a", "by-hand", "open")]
+    assert ("a", "escalate", "") in world.commands()
+    world.command("a", "restart")
+    world.run(60)
+    assert world.shown() == [("dead", "a", "by-hand", "closed")]
+    assert world.over() == ["a person had the agent start again"]
+
+
 def test_a_stopped_agent_is_not_missed(world: Any) -> None:
     one = world.alive("a")
     world.run(5)

@@ -114,6 +114,16 @@ def test_a_quarantine_that_its_supervisor_gave_is_not_given_again(world: Any) ->
     assert world.commands() == []
 
 
+def test_a_projector_that_ends_again_and_again_is_not_given_up(world: Any) -> None:
+    for number in range(8):
+        one = world.started("projector", f"p{number}")
+        world.run(1)
+        world.ended(one, code=1, signal="")
+    world.run(5)
+    assert ("crash_loop", "projector", "", "open") in world.shown()
+    assert world.commands() == [("projector", "escalate", "")]
+
+
 @pytest.mark.parametrize("command", ["start", "restart", "resume"])
 def test_what_a_person_starts_again_is_not_given_up_for_what_was_before(
     world: Any, command: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stratum_bus import control
+from stratum_bus.heartbeat import HEALTH, PROJECTOR
 from stratum_bus.thresholds import HealthConfig
 from stratum_projections.health.incident import CRITICAL, Asked, Finding
 from stratum_projections.health.judges.poison import KIND as POISON
@@ -12,10 +13,13 @@ from stratum_projections.health.judges.poison import OWN_SECONDS
 from stratum_projections.health.known import NS, End, Known, Opened
 
 KIND = "crash_loop"
+PARTS = (PROJECTOR, HEALTH)
+"""The names of what is supervised beside the agents."""
 
 
 def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
-    """No restart will mend it: nothing is started any more, and a person is told."""
+    """No restart will mend it: nothing is started any more, and a person is told. What all agents
+    need is tried again nevertheless."""
     for agent, state in known.agents.items():
         own = config.of(agent).crash_loop
         after = known.now.ns - int(own.seconds * NS)
@@ -37,12 +41,7 @@ def judge(known: Known, config: HealthConfig) -> Iterator[Finding]:
             kind=KIND, agent=agent, since_ns=ends[0].at.ns, first=ends[0].at.sequence,
             severity=CRITICAL, text=f"{why} ({codes})",
             evidence={"ended": [end.at.sequence for end in ends], "within_seconds": own.seconds},
-            commands=(
-                Asked(control.QUARANTINE, control.Command(reason=why)),
-                Asked(control.ESCALATE, control.Command(reason=why, text=_advice(agent, why))),
-            )
-            if asks
-            else (),
+            commands=_asked(agent, why) if asks else (),
         )  # fmt: skip
 
 
@@ -67,6 +66,16 @@ def _explained(known: Known, agent: str, end: End) -> bool:
         if held.begun and (key in known.open or key in known.closed):
             return True
     return False
+
+
+def _asked(agent: str, why: str) -> tuple[Asked, ...]:
+    if agent in PARTS:
+        text = f"{agent}: {why}. It is tried again and again. See its log, and mend it."
+        return (Asked(control.ESCALATE, control.Command(reason=why, text=text)),)
+    return (
+        Asked(control.QUARANTINE, control.Command(reason=why)),
+        Asked(control.ESCALATE, control.Command(reason=why, text=_advice(agent, why))),
+    )
 
 
 def _advice(agent: str, why: str) -> str:

@@ -22,7 +22,8 @@ def replaced(known: Known, config: HealthConfig, opened: Opened) -> str:
     """Why an incident of an instance is over though it never recovered; "" where it is not.
 
     A supervised instance has a place (`slot`), which another one takes. A supervisor is followed by
-    the next one on its host. Of others there have to be as many again as there were (`living`).
+    the next one on its host. Of others there have to be as many again as there were (`living`), or a
+    person says that it is well so, by starting the agent again.
     """
     incident = opened.incident
     state = known.agent(incident.agent)
@@ -41,6 +42,8 @@ def replaced(known: Known, config: HealthConfig, opened: Opened) -> str:
     if slot:
         ready = [life for life in ready if life.slot == slot]
         return f"{ready[0].instance} has taken its place" if ready else ""
+    if state.forgiven_ns > opened.at.ns:
+        return "a person had the agent start again"
     heirs = [life for life in ready if _follows(life, incident)]
     if heirs:
         return f"{heirs[0].instance} runs in its place"
