@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
 """`headers` is the block as it was sent (`NATS/1.0…`), NULL for a message without headers."""
 
 WINDOW_MESSAGES = 40_000
-AHEAD_BYTES = 64 << 20
+AHEAD_BYTES = 32 << 20
 """What is read ahead at most, waiting here or asked for. Where the server takes messages of more
 than 8 MiB, it is eight of them."""
 

@@ -28,7 +28,7 @@ from stratum_projections.position import Position
 from stratum_projections.projection import Projection
 from stratum_projections.whole import whole
 
-CATCH_UP_FACTOR = 8
+CATCH_UP_FACTOR = 4
 """How much larger the batches are while more than one of them waits."""
 
 IDLE_SECONDS = 2.0

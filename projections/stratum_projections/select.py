@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from stratum_bus.errors import QueryError
 
-MEMORY_LIMIT_MB = 256
-"""DuckDB's own limit; Python and Arrow come on top of it, with some 100 MB."""
+MEMORY_LIMIT_MB = 160
+"""DuckDB's own limit; Python, Arrow and the batches on their way come on top, with some 200 MB."""
 
 SQL_CHARACTERS = 65_536
 """Longer statements take seconds and gigabytes to be read, which cannot be interrupted."""
