@@ -13,7 +13,7 @@ from bench.harness import say
 
 NAMES = (
     "publish", "consume", "steps", "reading", "projection", "query", "lake", "up",
-    "handover", "outages", "health",
+    "gateway", "handover", "outages", "health",
 )  # fmt: skip
 """What runs where nothing is named; each is a module here, with `run`."""
 

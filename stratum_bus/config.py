@@ -17,14 +17,16 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from stratum_bus import gateway
 from stratum_bus.errors import ConfigError, InvalidName
+from stratum_bus.gateway import GatewayConfig
 from stratum_bus.settings import convert, join, shown
 from stratum_bus.subject import token
 from stratum_bus.supervision import SupervisorConfig
 from stratum_bus.thresholds import HealthConfig
 
 FILE = "stratum.toml"
-RESERVED = ("projector", "health", "supervisor")
+RESERVED = ("projector", "health", "supervisor", "gateway")
 """What agents are not called: the names by which these parts beat and are commanded."""
 
 AT_LEAST_ONE = Meta(ge=1)
@@ -119,6 +121,7 @@ class _Sections(Struct, frozen=True, forbid_unknown_fields=True):
     lake: LakeConfig = LakeConfig()
     health: HealthConfig = HealthConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
+    gateway: GatewayConfig | None = None
     agents: dict[str, AgentConfig] = msgspec.field(default_factory=dict)
 
 
@@ -215,6 +218,8 @@ def _check_values(sections: _Sections, file: str) -> None:
         _check_name(name, join("health.agents", name), "agent name", file)
     for key in ("name", "human"):
         _check_name(getattr(sections.supervisor, key), f"supervisor.{key}", "name", file)
+    if sections.gateway is not None:
+        gateway.check(sections.gateway, file, RESERVED)
     for name, agent in sections.agents.items():
         _check_name(name, join("agents", name), "agent name", file)
         _check_agent(agent, f"agents.{name}", name, file)
@@ -267,6 +272,7 @@ def _resolve(sections: _Sections, folder: Path, environ: Mapping[str, str]) -> C
         lake=msgspec.structs.replace(sections.lake, **lake),
         health=sections.health,
         supervisor=sections.supervisor,
+        gateway=sections.gateway and gateway.with_secrets(sections.gateway, environ),
         agents=sections.agents,
         folder=str(folder),
     )

@@ -235,3 +235,9 @@ def overlap(one: str, other: str) -> bool:
         if a != b and "*" not in (a, b):
             return False
     return len(left) == len(right)
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Whether every subject that the filter `narrow` takes is also taken by `wide`."""
+    ends = narrow.endswith(">") and not wide.endswith(">")
+    return matches(wide, narrow) and not ends

@@ -28,6 +28,8 @@ BORDER = {
     "nats": {"stratum_bus/jetstream.py", "stratum_bus/wire.py"},
     "typer": {"stratum_cli"},
     "rich": {"stratum_cli"},
+    "starlette": {f"stratum_cli/gateway/{name}.py" for name in ("access", "app", "stream")},
+    "uvicorn": {"stratum_cli/gateway/serve.py"},
     "duckdb": {"stratum_projections/select.py", "stratum_projections/store.py"},
 }
 """Which files, or packages, may import a library."""

@@ -31,6 +31,7 @@ NOUNS = (
     "lake",
     "research",
     "contract",
+    "gateway",
     "doctor",
 )
 """The modules of `commands/`, in the order of the help; each has `register(app)`."""

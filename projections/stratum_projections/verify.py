@@ -274,7 +274,7 @@ class _Verifying:
             text = f"projection {projection}, table {table}: it {what}"
             self._verdict.gaps.append(text)
             return
-        self._note(projection, table, end, self._live(table), self._fresh(table))
+        self._note(projection, table, end, self._live(table), f'{_FRESH}.main."{table}"')
 
     def _columns(self, side: str, table: str) -> list[tuple[str, str]]:
         return [
@@ -313,6 +313,3 @@ class _Verifying:
         cold = f"union all by name select {_COLD} from {hot.files(segments)}" if segments else ""
         return f"""(select {", ".join(COLUMNS)} from {name} where seq > {mark} {cold}
             where seq <= {mark} and unreadable is null)"""
-
-    def _fresh(self, table: str) -> str:
-        return f'{_FRESH}.main."{table}"'

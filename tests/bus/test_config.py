@@ -31,7 +31,7 @@ threshold = 0.3
 """
 
 SERVER_KEYS = "one of url, port, data_dir, sync, max_store_bytes"
-SECTIONS = "one of server, projector, lake, health, supervisor, agents"
+SECTIONS = "one of server, projector, lake, health, supervisor, gateway, agents"
 SYNC = "always, or an interval such as 1s or 500ms"
 CREATE = "module:callable, as in my_agents.research:create"
 AGENT_KEYS = (
