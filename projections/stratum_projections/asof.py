@@ -38,7 +38,6 @@ _DYNAMIC = {
     "checkpoint",
     "projections",
     "quarantine",
-    "reflected",
 }
 """What may read any table, or is made by every projection."""
 

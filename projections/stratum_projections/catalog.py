@@ -29,9 +29,6 @@ _TABLES = (
            stream varchar, seq bigint, subject varchar, projection varchar, reason varchar,
            detail varchar, payload blob, time timestamptz)""",
     ids.TABLE,
-    f"""create view reflected as
-        select coalesce(min(sequence), 0) as sequence
-        from checkpoint where active and stream = {quoted(STREAM)}""",
     f"insert into projections values ({quoted(CORE)}, {LAYOUT}, [], 'main', false)",
 )
 

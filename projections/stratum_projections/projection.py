@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 RESERVED = {
     *("batch", "decoded", "keyed", "seen", "firsts", "parked", "main"),
-    *("projections", "checkpoint", "quarantine", "ids", "reflected", "lake", "all_events"),
+    *("projections", "checkpoint", "quarantine", "ids", "lake", "all_events"),
 }
 """Names of the core: no projection may have one, nor a table of one."""
 

@@ -55,6 +55,15 @@ _ACTS = re.compile(
     r'"?(?:[^\w(),;"\'/-]|/\*.*?\*/|--[^\n]*\n)*\(',
     re.IGNORECASE | re.DOTALL,
 )
+_WORD = re.compile(r"[a-z0-9_]+")
+_REFLECTED = """
+    select coalesce(min(sequence) filter (active), 0), bool_or(not active)
+    from main.checkpoint where stream = 'LOG'
+"""
+_BEHIND = """
+    select min(sequence) from main.checkpoint join main.projections on projection = name
+    where stream = 'LOG' and not active and not ends_with(name, '+') and list_has_any(tables, ?)
+"""
 SQL_ERRORS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
 
 
@@ -180,7 +189,7 @@ def select_until(reader: Reader, sql: str, *, stop: Stop, max_rows: int) -> Iter
             statement = _must_only_read(reader, sql)
             # The statement's type is not enough: a SELECT may hold an INSERT in its WITH.
             reader.execute("begin transaction read only").fetchall()
-            sequence = reflected(reader)
+            sequence = reflected(reader, sql)
             stop.check()
             relation = reader.sql(statement)
             types = [str(each) for each in relation.types]
@@ -220,10 +229,18 @@ def _must_only_read(reader: Reader, sql: str) -> duckdb.Statement:
     return statements[0]
 
 
-def reflected(reader: Reader) -> int:
-    """The last sequence of the log that all tables reflect."""
-    rows = reader.execute("select sequence from reflected").fetchall()
-    return int(rows[0][0]) if rows else 0
+def reflected(reader: Reader, sql: str = "") -> int:
+    """The last sequence of the log that all tables reflect which a query may read.
+
+    A projection that is paused, or whose new version is not built yet, stands where it stands; it
+    counts where a word of the query is the name of one of its tables.
+    """
+    [(sequence, others)] = reader.execute(_REFLECTED).fetchall()
+    if others:
+        words = sorted(set(_WORD.findall(sql.lower())))
+        [(behind,)] = reader.execute(_BEHIND, [words]).fetchall()
+        sequence = sequence if behind is None else min(sequence, behind)
+    return int(sequence)
 
 
 def _told(schema: pa.Schema, types: Sequence[str]) -> pa.Schema:
