@@ -26,7 +26,6 @@ from stratum_bus.tasks import task_group
 from stratum_projections import SHIPPED, ask, manage, run, snapshot
 from stratum_projections.asof import as_of
 from stratum_projections.batch import decode, of_messages
-from stratum_projections.catalog import install
 from stratum_projections.lake.export import exporter
 from stratum_projections.lake.hot import Hot
 from stratum_projections.lake.segment import Folder
@@ -190,24 +189,6 @@ async def test_a_checkpoint_that_was_changed_is_found(file: File) -> None:
     verdict = await file.verdict()
     assert "the tables are of a LOG created at another" in verdict.gaps[0]
     assert not verdict.tables
-
-
-async def test_one_that_stands_elsewhere_is_compared_there(
-    file: File, bus: Bus, open_tables: Open
-) -> None:
-    async with bus.read() as reader:
-        log = [message async for message in reader]
-    behind = File(bus, file.path.with_name("q.duckdb"), open_tables("q"))
-    behind.tables.apply(log[:60])
-    others = [projection for projection in SHIPPED if projection.name != "messages"]
-    checkpoint, _ = install(behind.tables.store, others)
-    behind.tables.checkpoint = checkpoint
-    behind.tables.fold = type(behind.tables.fold)(behind.tables.store, checkpoint, others)
-    await behind.fold(log[60:])
-    verdict = await behind.verdict()
-    assert verdict.ok and not verdict.left_out
-    at = {each.table: each.sequence for each in verdict.tables}
-    assert (at["messages"], at["events"]) == (60, 150)
 
 
 async def test_what_cannot_be_compared_is_said(file: File) -> None:
