@@ -1,13 +1,19 @@
 """The projector: stored events into tables, next to the same made by hand with nats-py.
 
-200,000 events of some 370 bytes. `replay_…` reads them from the server; `fold_…` has them in memory
-already, and so shows what DuckDB takes of the time.
+200,000 events of some 370 bytes, then 2,000,000: what an event costs must not depend on how many
+are stored. The projector is a process of its own. `fold_…` has the events in memory already, and so
+shows what decoding and DuckDB take of the time.
+
+    python -m bench projection
 """
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +28,8 @@ import pyarrow as pa
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from bench.harness import Line, Series, Turn, both, in_turns, report, say, server
+from bench.harness import Line, Series, both, in_turns, percentile, report, say, server
+from stratum_bus import connect
 from stratum_bus.bus import Bus
 from stratum_bus.config import ProjectorConfig
 from stratum_bus.errors import QueryError
@@ -36,12 +43,16 @@ from stratum_projections.fold import Fold
 from stratum_projections.store import Store
 from stratum_projections.views.events import EVENTS
 
-EVENTS_STORED = 200_000
+EVENTS_STORED = int(os.environ.get("STRATUM_BENCH_EVENTS", "200000"))
+TIMES_MORE = 10
 BATCH = 5_000
-ROUNDS = 2
-QUERIES = 200
+ROUNDS = 3
+LIVE_RATE = 5_000
+LIVE_SECONDS = 10.0
+LIVE_EVERY_SECONDS = 0.02
 AGAINST = "nats-py fetch, msgspec, Arrow, DuckDB"
 SYNC = "1s"
+CHOICES: dict[str, Sequence[Projection]] = {"events": (EVENTS,), "all": SHIPPED}
 
 
 async def run() -> None:
@@ -51,15 +62,16 @@ async def run() -> None:
         with TemporaryDirectory(prefix="stratum-bench-") as folder:
             files = _names(Path(folder))
             bare = partial(_bare, js, files)
-            for metric, projections in (
-                ("replay_events_per_s", (EVENTS,)),
-                ("replay_all_events_per_s", SHIPPED),
+            for metric, choice in (
+                ("replay_events_per_s", "events"),
+                ("replay_all_events_per_s", "all"),
             ):
                 say(f"projection: {metric}")
-                ours, peer = await in_turns(partial(_replay, bus, files, projections), bare, ROUNDS)
+                ours, peer = await in_turns(partial(_replay, bus, files, choice), bare, ROUNDS)
                 Series("projection", SYNC, AGAINST).rates(metric, ours, peer, "events/s")
             await _folded(bus, files)
-            await _asked(bus, files)
+            await _live(bus, files)
+            await _grown(bus, files)
 
 
 def _appends(count: int) -> Iterator[Append]:
@@ -80,29 +92,105 @@ def _names(folder: Path) -> Iterator[Path]:
         yield folder / f"{number}.duckdb"
 
 
-async def _replay(bus: Bus, files: Iterator[Path], projections: Sequence[Projection]) -> float:
-    """Events a second from the start of a projector on an empty file to the last row."""
-    stop, config = anyio.Event(), ProjectorConfig(query_seconds=600)
-    async with anyio.create_task_group() as tasks:
-        start = perf_counter()
-        tasks.start_soon(
-            partial(project, bus, next(files), stop=stop, config=config, projections=projections)
-        )
-        await _reflects(bus, EVENTS_STORED)
-        seconds = perf_counter() - start
-        stop.set()
-    return EVENTS_STORED / seconds
+@asynccontextmanager
+async def _projector(bus: Bus, path: Path, choice: str) -> AsyncIterator[int]:
+    """A projector in a process of its own; yields its id when it answers."""
+    command = [sys.executable, "-m", "bench.projection", bus.connection.url, str(path), choice]
+    async with await anyio.open_process(command, stdout=None, stderr=None) as process:
+        try:
+            await _reflects(bus, 0)
+            yield process.pid
+        finally:
+            process.kill()
+
+
+async def _project(url: str, path: str, choice: str) -> None:
+    """What that process does."""
+    pa.set_memory_pool(pa.system_memory_pool())
+    config = ProjectorConfig(query_seconds=600)
+    async with connect(url, name="bench-projector") as bus:
+        await project(bus, path, stop=anyio.Event(), config=config, projections=CHOICES[choice])
 
 
 async def _reflects(bus: Bus, sequence: int) -> None:
     while True:
         try:
-            await ask(bus, "select 1", wait_for=sequence, timeout_seconds=600)
+            await ask(bus, "select 1", wait_for=sequence or None, timeout_seconds=600)
             return
         except QueryError as error:
             if error.reason != "no_projector":
                 raise
             await anyio.sleep(0.01)
+
+
+async def _replay(bus: Bus, files: Iterator[Path], choice: str) -> float:
+    """Events a second from an empty file, when the projector answers, to the last row."""
+    async with _projector(bus, next(files), choice):
+        start, first = perf_counter(), (await ask(bus, "select 1")).sequence
+        await _reflects(bus, EVENTS_STORED)
+        return (EVENTS_STORED - first) / (perf_counter() - start)
+
+
+async def _grown(bus: Bus, files: Iterator[Path]) -> None:
+    """Replay of many more, and what the last of them cost beside the first."""
+    total = EVENTS_STORED * TIMES_MORE
+    say(f"projection: storing {total:,} events")
+    last = int((await bus.connection.api("STREAM.INFO.LOG"))["state"]["last_seq"])
+    await bus.publish_many(_appends(total - last))
+    for choice in CHOICES:
+        say(f"projection: replay of {total:,}, {choice}")
+        marks = [EVENTS_STORED // 2, EVENTS_STORED, total - EVENTS_STORED // 2, total]
+        async with _projector(bus, next(files), choice) as pid:
+            times, start = [], perf_counter()
+            for mark in marks:
+                await _reflects(bus, mark)
+                times.append(perf_counter())
+            memory = _most_memory(pid)
+        rate = total / (times[-1] - start)
+        growth = (times[3] - times[2]) / (times[1] - times[0])
+        name = f"replay of {total:,}, {choice}"
+        report(Line("projection", name, round(rate), "events/s", SYNC))
+        report(Line("projection", f"{name}: last against first", round(growth, 2), "times", SYNC))
+        report(Line("projection", f"{name}: most memory", round(memory), "MB", SYNC))
+
+
+def _most_memory(pid: int) -> float:
+    """The largest resident size that a process has had, in MB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1e3
+    return 0.0
+
+
+async def _live(bus: Bus, files: Iterator[Path]) -> None:
+    """From the acknowledgement of an event to its row, while so many come in a second."""
+    lags: list[float] = []
+    async with _projector(bus, next(files), "all"):
+        await _reflects(bus, EVENTS_STORED)
+        waiting: list[tuple[float, int]] = []
+        end = perf_counter() + LIVE_SECONDS
+
+        async def watch() -> None:
+            while perf_counter() < end or waiting:
+                seen = (await ask(bus, "select 1")).sequence
+                now = perf_counter()
+                while waiting and waiting[0][1] <= seen:
+                    lags.append(now - waiting.pop(0)[0])
+                await anyio.sleep(0.005)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            due = perf_counter()
+            while perf_counter() < end:
+                await bus.publish_many(_appends(int(LIVE_RATE * LIVE_EVERY_SECONDS)))
+                info = await bus.connection.api("STREAM.INFO.LOG")
+                waiting.append((perf_counter(), int(info["state"]["last_seq"])))
+                due += LIVE_EVERY_SECONDS
+                await anyio.sleep(max(0.0, due - perf_counter()))
+    for percent in (50, 99):
+        value = round(percentile(lags, percent) * 1e3, 1)
+        name = f"live lag at {LIVE_RATE:,}/s p{percent}"
+        report(Line("projection", name, value, "ms", SYNC))
 
 
 class _Envelope(msgspec.Struct):
@@ -165,13 +253,13 @@ async def _folded(bus: Bus, files: Iterator[Path]) -> None:
     async with bus.read(end=EVENTS_STORED // 2, window=10_000) as reader:
         while not reader.ended:
             messages += await reader.batch(10_000, 1)
-    for metric, projections, size in (
-        ("fold_events_per_s", (EVENTS,), BATCH),
-        ("fold_events_per_s, batches of 20,000", (EVENTS,), 4 * BATCH),
-        ("fold_all_events_per_s", SHIPPED, BATCH),
-        ("fold_all_events_per_s, batches of 20,000", SHIPPED, 4 * BATCH),
+    for metric, choice, size in (
+        ("fold_events_per_s", "events", BATCH),
+        ("fold_events_per_s, batches of 20,000", "events", 4 * BATCH),
+        ("fold_all_events_per_s", "all", BATCH),
+        ("fold_all_events_per_s, batches of 20,000", "all", 4 * BATCH),
     ):
-        rate = await anyio.to_thread.run_sync(_fold, next(files), messages, projections, size)
+        rate = await anyio.to_thread.run_sync(_fold, next(files), messages, CHOICES[choice], size)
         report(Line("projection", metric, round(rate), "events/s"))
 
 
@@ -189,21 +277,5 @@ def _fold(
     return len(messages) / seconds
 
 
-async def _asked(bus: Bus, files: Iterator[Path]) -> None:
-    """Queries through NATS, one after the other, on all the events."""
-    stop, config = anyio.Event(), ProjectorConfig(query_seconds=600)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(partial(project, bus, next(files), stop=stop, config=config))
-        await _reflects(bus, EVENTS_STORED)
-        for metric, sql in (
-            ("point query", "select * from events where seq = {n}"),
-            ("aggregate", "select type, count(*), max(seq) - {n} from events group by type"),
-        ):
-            samples: Turn = []
-            for n in range(QUERIES):
-                start = perf_counter()
-                await ask(bus, sql.format(n=n * 997 % EVENTS_STORED + 1))
-                samples.append(perf_counter() - start)
-            median = sorted(samples)[len(samples) // 2]
-            report(Line("projection", f"{metric} p50", round(median * 1e3, 3), "ms"))
-        stop.set()
+if __name__ == "__main__":
+    anyio.run(partial(_project, *sys.argv[1:4]))
