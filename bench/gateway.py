@@ -63,11 +63,12 @@ async def run() -> None:
 
 
 async def _posts(ours: int, peer: int, sync: str) -> None:
-    loads = await in_turns(partial(_as_many, ours), partial(_as_many, peer))
+    mine, bare = await in_turns(partial(_as_many, ours), partial(_as_many, peer))
     series = Series("gateway", sync, AGAINST)
-    rates = [[load.rate for load in side] for side in loads]
-    series.rates(f"posts, {CONNECTIONS} at once", *rates, "posts/s")
-    series.latencies(f"post, {CONNECTIONS} at once", *([x.samples for x in side] for side in loads))
+    rates = [[load.rate for load in side] for side in (mine, bare)]
+    series.rates(f"posts, {CONNECTIONS} at once", rates[0], rates[1], "posts/s")
+    samples = [[load.samples for load in side] for side in (mine, bare)]
+    series.latencies(f"post, {CONNECTIONS} at once", samples[0], samples[1])
     load = await _paced(ours)
     metric = f"posts, {OFFERED_PER_SECOND} offered"
     report(Line("gateway", metric, round(load.rate), "posts/s", sync))

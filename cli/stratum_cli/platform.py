@@ -27,6 +27,9 @@ from stratum_bus.stream import load_streams, provision
 from stratum_bus.tasks import task_group
 
 PROJECTOR = "main"
+GATEWAY = "gateway"
+"""The kind of a part that is no agent, and does not beat."""
+
 READY_SECONDS = 30.0
 _QUERY_EVERY_SECONDS = 0.05
 _RESTART_SECONDS = 0.2
@@ -157,8 +160,18 @@ def _programs(config: Config, config_file: str | None, url: str) -> list[Program
             environ=environ,
             urgent=False,
         ),
+        *_gateway(config, config_file, url),
         *program.agents(config, config_file, url),
     ]
+
+
+def _gateway(config: Config, config_file: str | None, url: str) -> list[Program]:
+    """Where there is something of it in the settings."""
+    if config.gateway is None:
+        return []
+    file = ("--config", config_file) if config_file else ()
+    command = python("stratum_cli", *file, "--nats-url", url, "gateway")
+    return [Program(name="gateway", command=command, kind=GATEWAY, beats=False, urgent=False)]
 
 
 @asynccontextmanager

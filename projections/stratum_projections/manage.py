@@ -169,7 +169,8 @@ class _Desk:
             await builder.rebuild(projections)
             return
         paused = do == "pause"
-        held = await anyio.to_thread.run_sync(catalog.paused, live.store)
+        async with live.turn:  # the connection is that of the fold
+            held = await anyio.to_thread.run_sync(catalog.paused, live.store)
         projections = [p for p in projections if (p.name in held) != paused]
         for projection in projections:
             await builder.stop(projection.name)

@@ -30,10 +30,7 @@ from stratum_projections.found import load
 from stratum_projections.projection import Projection
 from stratum_projections.store import Store
 
-__all__ = ("CUTS", "Row", "project")
-
-CUTS = 2
-"""How many random ways of cutting the log into batches are tried, beside all at once and one by one."""
+__all__ = ("Row", "project")
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 """When the first event is stored; the others follow a second apart."""
@@ -72,7 +69,7 @@ def project(
     for how, batches in _cuts(messages):
         _same(tables, _folded(projections, batches), how)
     once = [each for each in projections if not getattr(each, "repeats", False)]
-    repeated = _folded(once, [[*messages, *_repeated(messages)]])
+    repeated = _folded(once, [messages, _repeated(messages)])
     kept = {table for each in once for table in each.tables}
     _same({t: tables[t] for t in kept}, repeated, "with each event stored once more")
     return tables
@@ -91,11 +88,10 @@ def _cuts(messages: Sequence[Message]) -> Iterator[tuple[str, list[Sequence[Mess
     if len(messages) < 2:
         return
     yield "one event a batch", [[message] for message in messages]
-    for seed in range(CUTS):
-        chance = random.Random(seed)
-        at = sorted(chance.sample(range(1, len(messages)), chance.randint(1, len(messages) - 1)))
-        ends = zip([0, *at], [*at, len(messages)], strict=True)
-        yield f"batches that begin at {[1, *(n + 1 for n in at)]}", [messages[a:b] for a, b in ends]
+    chance = random.Random(len(messages))
+    at = sorted(chance.sample(range(1, len(messages)), chance.randint(1, len(messages) - 1)))
+    ends = zip([0, *at], [*at, len(messages)], strict=True)
+    yield f"batches that begin at {[1, *(n + 1 for n in at)]}", [messages[a:b] for a, b in ends]
 
 
 def _repeated(messages: Sequence[Message]) -> list[Message]:

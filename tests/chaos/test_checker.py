@@ -171,3 +171,19 @@ def test_one_command_that_starts_two_and_two_in_one_place_are_found(told: Teller
     problems = wrong(told)
     assert any("started 2 processes, and was for one" in problem for problem in problems)
     assert any("two processes in one place" in problem for problem in problems)
+
+
+def test_a_clock_that_jumps_is_no_excuse_for_an_incident(told: Teller) -> None:
+    jumped = Fault(kind="clock_jump", agent="clerk", instance="i1", at=1.0, over=99.0)
+    assert any("nothing of the kind" in problem for problem in wrong(told, faults=[jumped]))
+    assert wrong(told, faults=[*FAULTS, jumped]) == []
+
+
+def test_a_server_that_was_killed_once_is_named_away_once(told: Teller) -> None:
+    killed = Fault(kind="kill_server", agent="server", at=len(told.log) + 0.5, over=99.0)
+    assert wrong(told, faults=[*FAULTS, killed]) == ["kill_server server: named away 0 times"]
+    for times in (1, 2):
+        opened = told.incident("", kind="away")
+        assert opened.time <= killed.over
+        expected = [] if times == 1 else ["kill_server server: named away 2 times"]
+        assert wrong(told, faults=[*FAULTS, killed]) == expected

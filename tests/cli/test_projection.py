@@ -97,7 +97,21 @@ def row(result: Any, name: str = "numbers") -> dict[str, Any]:
     return found
 
 
-def test_lists_shows_and_says_the_lag(stratum: Any, running: Projector) -> None:
+def refuses_unknown_names(stratum: Any) -> None:
+    for arguments in (
+        ("show", "nubers"), ("rebuild", "numbers", "nubers"), ("verify", "nubers"),
+        ("pause", "nubers"), ("resume", "nubers"), ("quarantine", "retry", "nubers"),
+        ("quarantine", "list", "--projection", "nubers"),
+    ):  # fmt: skip
+        result = stratum("projection", *arguments)
+        assert (result.returncode, result.stdout) == (3, ""), arguments
+        assert "there is no projection nubers: did you mean numbers? there are" in result.stderr
+    assert row(stratum("projection", "list", "--json"))["building"] is None
+
+
+def test_lists_shows_says_the_lag_and_refuses_a_name_with_the_nearest(
+    stratum: Any, running: Projector
+) -> None:
     listed = row(stratum("projection", "list", "--json"))
     assert (listed["version"], listed["status"], listed["tables"]) == (1, "live", ["numbers"])
     assert (listed["sequence"], listed["lag_events"], listed["quarantined"]) == (3, 0, 1)
@@ -109,6 +123,7 @@ def test_lists_shows_and_says_the_lag(stratum: Any, running: Projector) -> None:
     assert "table numbers  seq bigint" in text
     lag = row(stratum("projection", "lag", "--json"))
     assert (lag["lag_events"], lag["lag_seconds"]) == (0, 0)
+    refuses_unknown_names(stratum)
 
 
 def test_without_a_projector_its_file_is_read(stratum: Any, running: Projector) -> None:
@@ -133,18 +148,6 @@ def test_without_a_projector_and_a_file_the_sentence_says_so(stratum: Any, proje
         result = stratum("projection", *arguments)
         assert (result.returncode, result.stdout) == (4, "")
         assert "no projector 'main' answers" in result.stderr
-
-
-def test_a_name_that_is_none_is_refused_with_the_nearest(stratum: Any, running: Projector) -> None:
-    for arguments in (
-        ("show", "nubers"), ("rebuild", "numbers", "nubers"), ("verify", "nubers"),
-        ("pause", "nubers"), ("resume", "nubers"), ("quarantine", "retry", "nubers"),
-        ("quarantine", "list", "--projection", "nubers"),
-    ):  # fmt: skip
-        result = stratum("projection", *arguments)
-        assert (result.returncode, result.stdout) == (3, ""), arguments
-        assert "there is no projection nubers: did you mean numbers? there are" in result.stderr
-    assert row(stratum("projection", "list", "--json"))["building"] is None
 
 
 def test_a_paused_projection_reads_no_further(stratum: Any, log: Any, running: Projector) -> None:
@@ -196,18 +199,15 @@ def test_a_rebuild_is_waited_for_and_can_be_compared_before(
     assert begun["building"] is True
 
 
-def test_verify_is_green_after_all_that(stratum: Any, running: Projector) -> None:
+def test_verify_is_green_or_names_the_first_difference_of_a_table(
+    stratum: Any, project: Path, running: Projector
+) -> None:
     verified = stratum("projection", "verify", "numbers", "events")
     assert verified.returncode == 0, verified.stderr
     found = [line.split() for line in verified.stdout.splitlines()[1:]]
     assert ["events", "events", "3", "yes"] in found
     assert ["numbers", "numbers", "2", "yes"] in found
     assert "up to LOG 3, 3 messages: all is as a fresh fold of the log has it" in verified.stderr
-
-
-def test_verify_names_the_first_difference_of_a_table(
-    stratum: Any, project: Path, running: Projector
-) -> None:
     view = project / "views" / "numbers.py"
     view.write_text(NUMBERS.replace("::bigint from", "::bigint * 10 from"))
     result = stratum("projection", "verify", "numbers", "--json")

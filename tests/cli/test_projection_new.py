@@ -43,22 +43,15 @@ def test_the_projection_and_its_test_work_as_they_are_written(stratum: Any, proj
     assert "1 passed" in tested.stdout
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("papers by name", "paper by name", "projection papers: "),
-        ("Projection(", "Projection((", "views/papers.py: line "),
-    ],
-)
 def test_up_refuses_a_projection_with_a_mistake_in_one_sentence(
-    stratum: Any, alone: Any, project: Path, old: str, new: str, said: str
+    stratum: Any, alone: Any, project: Path
 ) -> None:
     stratum("projection", "new", "papers", "--add")
     view = project / "views" / "papers.py"
-    view.write_text(view.read_text().replace(old, new))
+    view.write_text(view.read_text().replace("papers by name", "paper by name"))
     done = alone("up")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert done.stderr.startswith(f"stratum: {said}")
+    assert done.stderr.startswith("stratum: projection papers: ")
     assert not (project / ".stratum" / "jetstream").exists()
 
 

@@ -33,11 +33,15 @@ GET, POST = "GET", "POST"
 BODY_SECONDS = 30.0
 """How long a body may take to come."""
 
+DROPPED_BYTES = 8 << 20
+"""How much more of a body that is too large is taken and dropped before it is answered."""
+
 GRAMMAR = (
     "POST or GET /inbox/<agent>, /inbox/<agent>/<type>, /topic, /topic/<type>; GET "
     "/events?subject=…, /healthz, /readyz and /metrics"
 )
 
+_CLOSE = {"Connection": "close"}
 _TEXT, _JSON = "text/plain; version=0.0.4; charset=utf-8", "application/json"
 
 
@@ -189,35 +193,36 @@ def _asked(request: Request) -> list[str]:
 
 
 def _length(request: Request, most: int) -> int:
-    """How much comes at most. Raises Problem 413 where it says itself that this is too much."""
+    """How much of a body is kept at most. Raises Problem 415 for what is not plain."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Problem(415, "the body is compressed: only plain ones are taken")
-    length = request.headers.get("content-length")
-    if length is None:
-        return most
-    if int(length) > most:
-        raise _too_large(most)
-    return int(length)
+    return min(most, int(request.headers.get("content-length", most)))
 
 
 async def _body(request: Request, most: int) -> bytes:
-    parts, size = [], 0
+    """Raises Problem 408 and 413."""
+    too_large = f"the body has more than {most:,} bytes"
+    if int(request.headers.get("content-length", 0)) > most and "expect" in request.headers:
+        raise Problem(413, too_large, headers=_CLOSE)  # it asked before it sent
+    parts: list[bytes] = []
+    size, ended = 0, True
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for part in request.stream():
                 size += len(part)
-                if size > most:
-                    raise _too_large(most)
-                parts.append(part)
+                if size <= most:
+                    parts.append(part)
+                elif size > most + DROPPED_BYTES:
+                    ended = False
+                    break
+                else:  # who is cut off while sending does not see why
+                    parts.clear()
     except TimeoutError:
         text = f"the body did not come within {BODY_SECONDS:g} s"
-        raise Problem(408, text, headers={"Connection": "close"}) from None
+        raise Problem(408, text, headers=_CLOSE) from None
+    if size > most:
+        raise Problem(413, too_large, headers=None if ended else _CLOSE)
     return b"".join(parts)
-
-
-def _too_large(most: int) -> Problem:
-    # what is still to come of it would be taken for the next request
-    return Problem(413, f"the body has more than {most:,} bytes", headers={"Connection": "close"})
 
 
 def _said(found: Problem) -> Response:

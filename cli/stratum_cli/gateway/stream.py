@@ -154,9 +154,10 @@ class EventStream:
             return events.encode(found)
         if found.dataref or "time" not in stored:
             added = _as_object(events.encode(await self._bus.with_data(found)))
-            if "data" in added:
-                stored.pop("dataref", None)
-            return msgspec.json.encode({**added, **stored})
+            whole = {**added, **stored}
+            if "data" in whole:
+                whole.pop("dataref", None)
+            return msgspec.json.encode(whole)
         return payload
 
 

@@ -47,9 +47,11 @@ _SIGNALLED = _RUN + "signalled"
 _LETTERED = "stratum.dead.lettered"
 _DECIDED = ("stratum.dead.redriven", "stratum.dead.dropped")
 
-# What happened to which message. The first entry of a run says what it began with, and who resumes
-# it in which delivery; what else is taken for one by its text changes nothing.
-_OUTCOMES = f"""
+_BEGINS = "(data is null or contains(data, '\"origin\":'))"
+"""The first entry of a run says what it began with; a later one with that text changes nothing."""
+
+# What happened to which message: to most of them only what their runs say.
+_OF_RUNS = f"""
     select cause as message, seq, stored, run, true as taken,
         stored - to_microseconds(
             (coalesce(try_cast(data->>'$.seconds' as double), 0) * 1e6)::bigint) as began,
@@ -59,8 +61,11 @@ _OUTCOMES = f"""
             when data->>'$.holder' = stream || '-' || cause
                 then try_cast(data->>'$.delivery' as bigint) end as attempts
     from batch
-    where role = 'run' and cause is not null and type in {_ENDS + _DELIVERIES} and (
-        type in {_ENDS} or type = '{_RUN}resumed' or data is null or contains(data, '"origin":'))
+    where role = 'run' and cause is not null and type in {_ENDS + _DELIVERIES}
+        and (type in {_ENDS} or type = '{_RUN}resumed' or {_BEGINS})
+"""
+_OF_ALL = f"""
+    {_OF_RUNS}
     union all
     select o.seq, b.seq, b.stored, b.run, true, b.stored, 'handled', null
     from batch b join messages_open o on o.id = b.id[strlen(b.run) + 5:]
@@ -79,21 +84,41 @@ _OUTCOMES = f"""
         qualify row_number() over (partition by l.letter order by b.seq) = 1
     )
 """
-
-_BECAME = f"""
-    select message, max(attempts) as attempts,
-        min(seq) filter (where taken) as delivered_seq,
-        arg_min(began, seq) filter (where taken) as delivered,
-        arg_min(run, seq) filter (where taken) as first_run,
-        max(seq) filter (where what is not null) as outcome_seq,
-        arg_max(what, seq) filter (where what is not null) as latest,
-        arg_max(run, seq) filter (where what is not null and run is not null) as last_run,
-        min(seq) filter (where what = 'handled') as handled_seq,
-        arg_min(stored, seq) filter (where what = 'handled') as handled,
-        max(seq) filter (where what = 'dead') as dead_seq,
-        max(seq) filter (where what in ('redriven', 'dropped')) as decided_seq
-    from ({_OUTCOMES})
-    group by message
+_UPDATE = """
+    update messages
+    set state = case
+            when became.latest is null then
+                case messages.state when 'sent' then 'delivered' else messages.state end
+            when became.latest in ('handled', 'cancelled') and messages.receiver is null
+                and coalesce(became.dead_seq, messages.dead_seq)
+                    > coalesce(became.decided_seq, messages.decided_seq, 0) then 'dead'
+            else became.latest end,
+        attempts = greatest(messages.attempts, became.attempts),
+        run = coalesce(became.last_run, messages.run, became.first_run),
+        delivered_seq = coalesce(messages.delivered_seq, became.delivered_seq),
+        delivered = coalesce(messages.delivered, became.delivered),
+        outcome_seq = coalesce(became.outcome_seq, messages.outcome_seq),
+        handled_seq = coalesce(messages.handled_seq, became.handled_seq),
+        handled = coalesce(messages.handled, became.handled),
+        latency_seconds = epoch(coalesce(messages.handled, became.handled) - messages.sent),
+        dead_seq = coalesce(became.dead_seq, messages.dead_seq),
+        decided_seq = coalesce(became.decided_seq, messages.decided_seq)
+    from (
+        select message, max(attempts) as attempts,
+            min(seq) filter (where taken) as delivered_seq,
+            arg_min(began, seq) filter (where taken) as delivered,
+            arg_min(run, seq) filter (where taken) as first_run,
+            max(seq) filter (where what is not null) as outcome_seq,
+            arg_max(what, seq) filter (where what is not null) as latest,
+            arg_max(run, seq) filter (where what is not null and run is not null) as last_run,
+            min(seq) filter (where what = 'handled') as handled_seq,
+            arg_min(stored, seq) filter (where what = 'handled') as handled,
+            max(seq) filter (where what = 'dead') as dead_seq,
+            max(seq) filter (where what in ('redriven', 'dropped')) as decided_seq
+        from ({outcomes})
+        group by message
+    ) became
+    where messages.seq = became.message
 """
 
 MESSAGES = Projection(
@@ -127,34 +152,15 @@ MESSAGES = Projection(
             """,
             (_LETTERED,),
         ),
+        Step(_UPDATE.replace("{outcomes}", _OF_RUNS), (*_ENDS, *_DELIVERIES)),
+        # Over again with the runs, for the last outcome counts; where there is more than them.
+        Step(_UPDATE.replace("{outcomes}", _OF_ALL), (_SIGNALLED, _LETTERED, *_DECIDED)),
         Step(
             f"""
-            update messages
-            set state = case
-                    when became.latest is null then
-                        case messages.state when 'sent' then 'delivered' else messages.state end
-                    when became.latest in ('handled', 'cancelled') and messages.receiver is null
-                        and coalesce(became.dead_seq, messages.dead_seq)
-                            > coalesce(became.decided_seq, messages.decided_seq, 0) then 'dead'
-                    else became.latest end,
-                attempts = greatest(messages.attempts, became.attempts),
-                run = coalesce(became.last_run, messages.run, became.first_run),
-                delivered_seq = coalesce(messages.delivered_seq, became.delivered_seq),
-                delivered = coalesce(messages.delivered, became.delivered),
-                outcome_seq = coalesce(became.outcome_seq, messages.outcome_seq),
-                handled_seq = coalesce(messages.handled_seq, became.handled_seq),
-                handled = coalesce(messages.handled, became.handled),
-                latency_seconds =
-                    epoch(coalesce(messages.handled, became.handled) - messages.sent),
-                dead_seq = coalesce(became.dead_seq, messages.dead_seq),
-                decided_seq = coalesce(became.decided_seq, messages.decided_seq)
-            from ({_BECAME}) became
-            where messages.seq = became.message
+            delete from messages_open o
+            using (select cause from batch where role = 'run' and {_BEGINS}) b
+            where o.seq = b.cause
             """,
-            (*_ENDS, *_DELIVERIES, _SIGNALLED, _LETTERED, *_DECIDED),
-        ),
-        Step(
-            "delete from messages_open o using batch b where b.role = 'run' and o.seq = b.cause",
             (*_ENDS, *_DELIVERIES),
         ),
         Step(
