@@ -150,27 +150,26 @@ class _Service:
         """Answer one request, by rows or by an error."""
         self._count += 1
         token = str(self._count)
-        headers = {HEADER_LAST: "1"}
-        payload = b""
+        payload, headers = b"", _refusal("cancelled", _STOPS)
         try:
             query = self._decoded(request.payload)
             asked = _Asked(query, request.reply, f"{self.inbox}.{token}")
             self._asked[token] = asked
             payload, sequence = await self._answered(asked)
-            headers[HEADER_SEQUENCE] = str(sequence)
+            headers = {HEADER_LAST: "1", HEADER_SEQUENCE: str(sequence)}
         except QueryError as error:
-            headers[HEADER_ERROR] = error.reason
-            headers[HEADER_ERROR_TEXT] = " ".join(str(error).split())
+            headers = _refusal(error.reason, str(error))
         except Exception as error:  # no query is to end the projector
             log.exception("a query failed")
-            headers[HEADER_ERROR] = "failed"
-            headers[HEADER_ERROR_TEXT] = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            headers = _refusal("failed", f"{type(error).__name__}: {error}"[:500])
         finally:
             self._asked.pop(token, None)
-        try:
-            await self._connection.send(request.reply, payload, headers)
-        except BusError as error:
-            log.debug("an answer was not sent: %s", error)
+            # Also where the projector stops, which is what has been said then.
+            with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+                try:
+                    await self._connection.send(request.reply, payload, headers)
+                except BusError as error:
+                    log.debug("an answer was not sent: %s", error)
 
     def _decoded(self, payload: bytes) -> Query:
         if self._closing:
@@ -225,12 +224,6 @@ class _Service:
             query = asked.query
             with select_until(reader, query.sql, stop=asked.stop, max_rows=query.max_rows) as found:
                 sequence, schema, batches = found
-                if query.wait_for is not None and sequence < query.wait_for:
-                    text = (
-                        f"a table of the query reflects sequence {sequence}, not {query.wait_for}: "
-                        "its projection is paused, or not built yet; see `stratum projection list`"
-                    )
-                    raise QueryError("behind", text)
                 chunks = _Chunks(lambda chunk: self._do(self._chunk(asked, chunk, sequence)))
                 if query.format == "json":
                     for batch in batches:
@@ -322,6 +315,10 @@ class _Service:
                 await anyio.sleep(0.01)
         for reader in self._free:
             reader.close()
+
+
+def _refusal(reason: str, text: str) -> dict[str, str]:
+    return {HEADER_LAST: "1", HEADER_ERROR: reason, HEADER_ERROR_TEXT: " ".join(text.split())}
 
 
 class _Chunks(io.RawIOBase):

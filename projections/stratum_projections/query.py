@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar, cast
 
 import anyio
 import anyio.from_thread
@@ -37,6 +37,8 @@ from stratum_bus.bus import Bus
 from stratum_bus.errors import ConnectionLost, PermissionDenied, QueryError, StratumError
 from stratum_bus.jetstream import Connection, Reply
 from stratum_projections.select import open_read_only, select
+
+T = TypeVar("T")
 
 TIMEOUT_SECONDS = 10.0
 MAX_ROWS = 100_000
@@ -99,20 +101,14 @@ async def ask(
 class Rows:
     """An answer as it comes in: `async for batch in rows`, once. Made by `stream`."""
 
-    def __init__(self, reader: pa.RecordBatchStreamReader, sequence: int) -> None:
-        self.schema: pa.Schema = reader.schema
+    def __init__(self, source: _Source, sequence: int) -> None:
+        self.schema: pa.Schema = source.schema
         self.sequence = sequence
-        self._reader = reader
+        self._source = source
 
     async def __aiter__(self) -> AsyncIterator[pa.RecordBatch]:
-        while (batch := await anyio.to_thread.run_sync(self._next)) is not None:
+        while (batch := await self._source.batch()) is not None:
             yield batch
-
-    def _next(self) -> pa.RecordBatch | None:
-        try:
-            return self._reader.read_next_batch()
-        except StopIteration:
-            return None
 
 
 @asynccontextmanager
@@ -133,8 +129,11 @@ async def stream(
     asked = Query(sql, wait_for, timeout_seconds, max_rows, window=WINDOW)
     async with _asking(bus.connection, projector, asked) as answering:
         source = _Source(answering)
-        reader = await anyio.to_thread.run_sync(pa.ipc.open_stream, source)
-        yield Rows(reader, answering.sequence)
+        try:
+            await source.open()
+            yield Rows(source, answering.sequence)
+        finally:
+            source.let_go()
 
 
 def query_file(
@@ -266,15 +265,51 @@ class _Answering:
 
 
 class _Source(io.RawIOBase):
-    """An answer as a file, for a thread that reads it."""
+    """An answer as a file that Arrow reads in a thread, and what it reads there.
+
+    An error is the file's end for Arrow, and raised outside of the thread: neither would let go of
+    it.
+    """
 
     def __init__(self, answering: _Answering) -> None:
         self._answering = answering
         self._buffer = bytearray()
+        self._error: BaseException | None = None
+        self._reader: pa.RecordBatchStreamReader | None = None
+
+    async def open(self) -> None:
+        reader = await self._do(lambda: pa.ipc.open_stream(self, options=_READ_OPTIONS))
+        self._reader, self.schema = reader, reader.schema
+
+    def let_go(self) -> None:
+        """To be said at the end: Arrow's reader and this have each other, unseen by Python."""
+        self._reader = self._error = None
+
+    async def batch(self) -> pa.RecordBatch | None:
+        """The next rows; None after the last."""
+        reader = self._reader
+        return await self._do(lambda: next(reader, None)) if reader is not None else None
+
+    async def _do(self, what: Callable[[], T]) -> T:
+        found = await anyio.to_thread.run_sync(self._attempt, what)
+        if self._error is not None:
+            raise self._error
+        return cast("T", found)
+
+    def _attempt(self, what: Callable[[], T]) -> T | None:
+        try:
+            return what()
+        except (pa.ArrowException, OSError) as error:
+            self._error = self._error or error.with_traceback(None)
+            return None
 
     def read(self, size: int = -1) -> bytes:
         while size < 0 or len(self._buffer) < size:
-            chunk = anyio.from_thread.run(self._answering.next)
+            try:
+                chunk = anyio.from_thread.run(self._answering.next)
+            except BaseException as error:  # noqa: BLE001 - it is raised in `_do`
+                self._error = error.with_traceback(None)
+                break
             if not chunk:
                 break
             self._buffer += chunk

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,18 @@ async def test_a_query_is_cancelled_by_a_message(bus: Bus, tables: Any) -> None:
             await bus.connection.send(asked.replies[0].reply, CANCEL)
             assert (await asked.until_last())["Stratum-Error"] == "cancelled"
             await answered(bus)
+
+
+async def test_a_projector_that_stops_says_so_to_whoever_waits(bus: Bus, tables: Any) -> None:
+    asked, waiting = Asked(bus), Asked(bus)
+    async with AsyncExitStack() as projector:
+        await projector.enter_async_context(serving(bus, tables, readers=1))
+        async with asked.asking(sql=ENDLESS), waiting.asking(sql="select 1"):
+            await asked.until(1)
+            await waiting.until(1)
+            await projector.aclose()
+            assert (await asked.until_last())["Stratum-Error"] == "cancelled"
+            assert (await waiting.until_last())["Stratum-Error"] == "cancelled"
 
 
 async def test_a_query_that_cannot_be_interrupted_is_answered_in_time(
