@@ -142,10 +142,10 @@ async def _kill(bus: Bus, seen: _Seen) -> float:
     await bus.publish(subject.inbox(AGENT, "bench", "go"), go)
     await seen.step_after(time.time_ns())
     await anyio.sleep(random.uniform(*BEFORE_SECONDS))
-    pid = seen.pids[seen.instance]
+    victim = seen.instance
     killed = time.time_ns()
-    os.kill(pid, signal.SIGKILL)
-    step = await seen.step_after(killed + 1_000_000, of_other=seen.instance)
+    os.kill(seen.pids[victim], signal.SIGKILL)
+    step = await seen.step_of_other(victim)
     await seen.end_after(killed)
     return (step - killed) / 1e9
 
@@ -160,13 +160,21 @@ class _Seen:
         self._last = self._first = self._ended = 0
         self._changed = asyncio.Event()
 
-    async def step_after(self, time_ns: int, of_other: str = "") -> int:
-        """When the first step behind a moment was stored, by the server's clock."""
+    async def step_after(self, time_ns: int) -> int:
+        """When a step behind a moment was stored, by the server's clock."""
         with anyio.fail_after(PATIENCE_SECONDS):
-            while self._last < time_ns or self.instance == of_other:
+            while self._last < time_ns:
                 self._changed.clear()
                 await self._changed.wait()
-        return self._first if of_other else self._last
+        return self._last
+
+    async def step_of_other(self, than: str) -> int:
+        """When the first step of another instance was stored."""
+        with anyio.fail_after(PATIENCE_SECONDS):
+            while self.instance == than or not self._first:
+                self._changed.clear()
+                await self._changed.wait()
+        return self._first
 
     async def end_after(self, time_ns: int) -> None:
         """Wait until a run has ended behind a moment."""
