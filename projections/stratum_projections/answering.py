@@ -224,6 +224,12 @@ class _Service:
             query = asked.query
             with select_until(reader, query.sql, stop=asked.stop, max_rows=query.max_rows) as found:
                 sequence, schema, batches = found
+                if query.wait_for is not None and sequence < query.wait_for:
+                    text = (
+                        f"a table of the query reflects sequence {sequence}, not {query.wait_for}: "
+                        "its projection is paused, or not built yet; see `stratum projection list`"
+                    )
+                    raise QueryError("behind", text)
                 chunks = _Chunks(lambda chunk: self._do(self._chunk(asked, chunk, sequence)))
                 if query.format == "json":
                     for batch in batches:

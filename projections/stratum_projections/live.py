@@ -54,13 +54,17 @@ class Live:
         self.turn = anyio.Lock()
         self._unflushed = False
 
+    def slot(self, projection: Projection) -> Projection:
+        """The projection under the name by which it is built, if it has to be."""
+        beside = projection.beside()
+        return beside if beside.name in self.checkpoint.homes else projection
+
     def _behind(self) -> list[Projection]:
         """Those that are not where the core is; they are not active until they are."""
         checkpoint, found = self.checkpoint, []
         held = paused(self.store)
         for projection in self.projections.values():
-            name = projection.beside().name
-            slot = projection if name not in checkpoint.homes else projection.beside()
+            slot = self.slot(projection)
             at_core = checkpoint.positions[slot.name] == checkpoint.core
             if projection.name in held or (slot is projection and at_core):
                 continue

@@ -173,7 +173,7 @@ class _Desk:
             held = await anyio.to_thread.run_sync(catalog.paused, live.store)
         projections = [p for p in projections if (p.name in held) != paused]
         for projection in projections:
-            await builder.stop(projection.name)
+            await builder.stop(live.slot(projection).name)
             async with live.turn:
                 live.fold.leave_out(projection.name)
                 setting = partial(catalog.set_paused, paused=paused)
@@ -181,7 +181,7 @@ class _Desk:
                     setting, live.store, live.checkpoint, projection.name
                 )
         if not paused:
-            builder.start(projections)
+            builder.start([live.slot(projection) for projection in projections])
 
     def _states(self) -> list[State]:
         live, beside = self._live, self._live.store.beside()

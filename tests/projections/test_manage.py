@@ -169,6 +169,24 @@ async def test_what_is_paused_stands_still_also_over_a_restart(bus: Bus, tmp_pat
         assert await rows(bus, COUNT, last) == [{"n": 200, "d": 200, "last": 199}]
 
 
+async def test_one_that_changed_while_it_was_paused_is_built_when_it_is_resumed(
+    bus: Bus, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.duckdb"
+    async with projecting(bus, path, NUMBERS):
+        await rows(bus, "select 1", await publish(bus, 100))
+        await manage.pause(bus, ["numbers"])
+    async with projecting(bus, path, DOUBLED):
+        last = await publish(bus, 50, 100)
+        await rows(bus, "select count(*) as n from events", last)
+        assert (await state(bus)).status == "paused"
+        assert await rows(bus, COUNT) == [{"n": 100, "d": 100, "last": 99}]
+        await manage.resume(bus, ["numbers"])
+        await becomes(bus, "live", version=2)
+        found = await rows(bus, "select max(twice) as t, count(*) as n from numbers", last)
+        assert found == [{"t": 298, "n": 150}]
+
+
 async def test_a_projector_stopped_while_it_builds_goes_on_with_that(
     bus: Bus, tmp_path: Path
 ) -> None:
