@@ -262,7 +262,10 @@ class Crash:
         self._none("in `messages`, not in the log", set(table.items()) - set(log.messages.items()))
         self._none("twice in `messages`", [i for i, n in Counter(rows["id"]).items() if n > 1])
         states = zip(rows["id"], rows["receiver"], rows["state"], strict=True)
-        open_ones = [i for i, receiver, state in states if (receiver, state) == (AGENT, "sent")]
+        open_ones = [
+            i for i, receiver, state in states
+            if receiver == AGENT and state in ("sent", "delivered")
+        ]  # fmt: skip
         self._none("not handled in `messages`", open_ones)
         self._none("in `quarantine`", self._select("select seq from quarantine")["seq"])
         (events,) = self._select("select count(*) as n from events")["n"]
