@@ -12,12 +12,13 @@ from uuid import uuid4
 import anyio
 
 from stratum_bus.bus import Bus
+from stratum_bus.event import Event
 from stratum_bus.testing import fresh, server
 from tests.gateway.conftest import Log
 from tests.gateway.process import ANSWER_SECONDS, Client, Gateway, Stream, gateway, secret, token
 
-KILLS = 4
-BETWEEN_KILLS = 150
+KILLS = 3
+BETWEEN_KILLS = 100
 POSTERS = 8
 SETTINGS = token("till", 'may = ["topic.>"]\nreads = ["topic.>"]')
 
@@ -143,8 +144,6 @@ def test_an_id_is_known_beyond_the_dedupe_window_and_after_a_kill(tmp_path: Path
             # what somebody else posted as the same sender, while this one ran
             [other] = log.do(_by_another)
             log.do(lambda bus: _until_forgotten(bus, "b"))
-            deadline = time.monotonic() + ANSWER_SECONDS
-            assert time.monotonic() < deadline
             last = log.last()
             assert client.post("/topic", event("b")).sequences == [other]
             assert log.last() == last
@@ -166,7 +165,5 @@ async def _until_forgotten(bus: Bus, id: str) -> None:
 
 
 async def _by_another(bus: Bus) -> list[int]:
-    from stratum_bus.event import Event
-
     event: Event[None] = Event(id="b", source="/tills/1", type="sale.made")
     return [(await bus.publish("topic.till.sale.made", event)).sequence]

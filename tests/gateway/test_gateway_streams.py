@@ -191,7 +191,7 @@ def test_a_restart_of_the_server_makes_no_gap_and_doubles_nothing(tmp_path: Path
 
 
 def test_who_does_not_read_costs_no_memory_and_misses_nothing(tmp_path: Path) -> None:
-    size, count = 15_000, 3_000
+    size, count = 15_000, 2_000
 
     async def fill(bus: Bus) -> None:
         made = (new("sale.made", "x" * size, source="/agents/till") for _ in range(count))

@@ -52,9 +52,10 @@ async def gateway(
     try:
         from stratum_cli.gateway.serve import serve
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "httptools"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("starlette", "uvicorn", "httptools"):
             raise
-        text = f"the gateway needs {error.name}: pip install 'stratum-bus[gateway]'"
+        text = f"the gateway needs {missing}: pip install 'stratum-bus[gateway]'"
         raise StratumError(text) from error
     await serve(config, cli.url(), cli.out.talk)
 

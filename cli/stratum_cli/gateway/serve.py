@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import anyio
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from stratum_bus import service
 from stratum_bus.bus import connect
@@ -29,6 +30,7 @@ async def serve(config: GatewayConfig, url: str, say: Say) -> None:
 
     Raises ConnectionLost without a NATS server, StratumError where the port cannot be had.
     """
+    service.log_to_stderr("gateway")
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     listener = _listen(config.host, config.port)
     with contextlib.closing(listener):
@@ -42,7 +44,7 @@ async def serve(config: GatewayConfig, url: str, say: Say) -> None:
                 server = _server(gateway)
                 tasks.start_soon(gateway.seen.follow, bus)
                 tasks.start_soon(_stop_with, server, stop)
-                say(f"listening at http://{shown}:{port}")
+                say(f"gateway: listening at http://{shown}:{port}")
                 await server.serve(sockets=[listener])
                 tasks.cancel_scope.cancel()
 
@@ -61,7 +63,7 @@ def _server(gateway: Gateway) -> _Server:
     return _Server(
         uvicorn.Config(
             gateway.app(),
-            http="httptools",
+            http=HttpToolsProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
