@@ -28,6 +28,7 @@ from stratum_bus.thresholds import HealthConfig
 from stratum_projections.health.picture import picture
 from tests.flow.bare import PARTICIPANTS, bare
 from tests.flow.nodejs import INSTALL_SECONDS
+from tests.flow.program import program
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -192,7 +193,7 @@ async def takes_part(bus: Bus, name: str, topic: str, said: str, command: list[s
     research = Research()
     async with (
         research.working(bus, topic),
-        await anyio.open_process(command, stderr=None) as process,
+        program(command) as process,
     ):
         await eventually(lambda: research.received("question"), within_seconds=20)
         await eventually(lambda: research.received(topic))

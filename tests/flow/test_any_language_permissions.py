@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from stratum_bus.subject import inbox, inbox_filters
 from stratum_bus.testing import eventually
 from tests.flow.bare import PARTICIPANTS, bare
 from tests.flow.nodejs import INSTALL_SECONDS, NODE_AGENT
+from tests.flow.program import program
 
 PAGE = (PARTICIPANTS.parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 CONFIG = """
@@ -73,7 +73,7 @@ async def prepare(address: str) -> None:
 async def test_the_agent_in_node_needs_no_more(guarded: str, in_node: Callable[..., Path]) -> None:
     await prepare(guarded)
     folder = in_node(NODE_AGENT / "agent.js", NODE_AGENT / "package.json")
-    environ = {**os.environ, "STRATUM_NATS_URL": f"nats://words:secret@{guarded}"}
+    url = f"nats://words:secret@{guarded}"
     large = "word " * 200_000  # a blob, in chunks
     asked = [
         new("text.written", {"text": text}, source=agent_source("me")) for text in ("a", large)
@@ -81,13 +81,14 @@ async def test_the_agent_in_node_needs_no_more(guarded: str, in_node: Callable[.
     wrong: Event[dict[str, str]] = new("text.written", {}, source=agent_source("me"))
     async with (
         connect(f"nats://admin:root@{guarded}", name="test") as bus,
-        await anyio.open_process(["node", "agent.js"], cwd=folder, env=environ) as process,
+        program(["node", "agent.js"], folder=folder, STRATUM_NATS_URL=url) as process,
     ):
         for event in (*asked, wrong):
             await bus.publish(inbox("words", "me", "text.written"), event)
         await eventually(lambda: count(bus, "run.words.>", 3), within_seconds=STARTED_SECONDS)
         process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0
+        with anyio.fail_after(STARTED_SECONDS):
+            assert await process.wait() == 0
         async with bus.read(filters=["inbox.me.>", "memory.>", "dead.>"]) as reader:
             found = [(m.subject, json.loads(m.payload)["data"]) async for m in reader]
     subjects = sorted(subject for subject, _ in found)

@@ -20,6 +20,7 @@ from stratum_bus.event import agent_source, new
 from stratum_bus.subject import inbox
 from stratum_bus.testing import eventually
 from tests.flow.nodejs import INSTALL_SECONDS, NODE_AGENT
+from tests.flow.program import program
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -64,8 +65,8 @@ async def test_the_agent_of_ten_minutes_answers(bus: Bus, in_node: Callable[...,
     async def both() -> bool:
         return len(await answers()) == 2
 
-    command = ["node", "agent.mjs"]
-    async with await anyio.open_process(command, cwd=folder, env=environ, stderr=None) as process:
+    command, url = ["node", "agent.mjs"], bus.connection.url
+    async with program(command, folder=folder, STRATUM_NATS_URL=url) as process:
         await eventually(both, within_seconds=30)
         asked = await anyio.run_process(["node", "ask.mjs"], cwd=folder, env=environ, stderr=None)
         process.send_signal(signal.SIGTERM)

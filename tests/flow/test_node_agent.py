@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,24 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from stratum_agents import Agent, Run
 from stratum_agents.run import run_id
-from stratum_bus import control
+from stratum_agents.worker import work
+from stratum_bus import control, dead
 from stratum_bus.bus import Bus, connect
 from stratum_bus.data_dir import locate
-from stratum_bus.event import agent_source, new
+from stratum_bus.errors import NotFound
+from stratum_bus.event import Event, agent_source, new
 from stratum_bus.memory import Memory
 from stratum_bus.publish import Append
 from stratum_bus.server import free_port
 from stratum_bus.subject import inbox
+from stratum_bus.tasks import task_group
 from stratum_bus.testing import eventually
 from stratum_bus.thresholds import HealthConfig
 from stratum_projections.health.picture import Row, picture
 from tests.flow.nodejs import NODE_AGENT
+from tests.flow.program import program
 
 MESSAGES = int(os.environ.get("MESSAGES", "1500"))
 KILLS = 5
@@ -159,23 +165,27 @@ async def command(bus: Bus, name: str) -> None:
     await eventually(done, within_seconds=PATIENCE_SECONDS)
 
 
-async def shown(bus: Bus) -> Row:
-    (row,) = [row for row in (await picture(bus, HealthConfig(), [])).rows if row.agent == "words"]
+async def shown(bus: Bus) -> list[Row]:
+    found = await picture(bus, HealthConfig(), [])
+    return [row for row in found.rows if row.agent == "words"]
+
+
+async def shows(bus: Bus, state: str) -> Row:
+    """Wait until it is shown in a state, alone."""
+
+    async def found() -> Row | None:
+        rows = await shown(bus)
+        return rows[0] if [row.state for row in rows] == [state] else None
+
+    row = await eventually(found, within_seconds=PATIENCE_SECONDS)
+    assert row is not None
     return row
-
-
-async def shows(bus: Bus, state: str) -> None:
-    async def found() -> bool:
-        return (await shown(bus)).state == state
-
-    await eventually(found, within_seconds=PATIENCE_SECONDS)
 
 
 @pytest.mark.timeout(240)
 async def test_it_is_commanded_and_watched_like_any_other(installation: Installation) -> None:
     async with connect(installation.url, name="test") as bus:
-        await shows(bus, "idle")
-        assert (await shown(bus)).instance == (await last_started(bus))["instance"]
+        assert (await shows(bus, "idle")).instance == (await last_started(bus))["instance"]
 
         (restarted,) = await installation.stratum("agent", "restart", "words", "--json")
         assert restarted["done"]
@@ -190,8 +200,7 @@ async def test_it_is_commanded_and_watched_like_any_other(installation: Installa
         await command(bus, "pause")
         asked = new("text.written", {"text": "word word"}, source=agent_source("tester"))
         await bus.publish(inbox("words", "tester", "text.written"), asked)
-        await shows(bus, "paused")
-        assert (await shown(bus)).pending == 1
+        assert (await shows(bus, "paused")).pending == 1
         await command(bus, "resume")
         await eventually(partial(settled, bus), within_seconds=PATIENCE_SECONDS)
         await exactly_once(bus, [asked])
@@ -203,3 +212,102 @@ async def test_it_is_commanded_and_watched_like_any_other(installation: Installa
         ends = await events(bus, "control.words.ended")
         assert [each["data"]["code"] for each in ends] == [0, 0]
         await shows(bus, "stopped")
+
+
+@asynccontextmanager
+async def running(folder: Path, bus: Bus) -> AsyncIterator[None]:
+    """An instance that nobody supervises; asked to end, it ends with 0."""
+    command, url = ["node", "agent.js"], bus.connection.url
+    async with program(command, folder=folder, STRATUM_NATS_URL=url) as process:
+        yield
+        process.terminate()
+        with anyio.fail_after(PATIENCE_SECONDS):
+            assert await process.wait() == 0
+
+
+@pytest.mark.timeout(240)
+async def test_what_it_cannot_handle_is_put_aside_or_left_alone(
+    bus: Bus, in_node: Callable[..., Path]
+) -> None:
+    to = inbox("words", "tester", "text.written")
+    payloads: list[bytes] = [
+        b"{not JSON",
+        b'"\xff"',
+        b'{"specversion": "1.0", "source": "/x", "type": "text.written"}',
+        b'{"no": "text"}',
+        b'{"specversion": "1.0", "id": "other", "source": "/x", "type": "constructor"}',
+        b'{"specversion": "1.0", "id": "s", "source": "/x", "type": "text.written", "torun": "r1"}',
+        b'{"text": "one two three"}',
+    ]
+    for payload in payloads:
+        await bus.connection.request(to, payload)
+    await bus.connection.request("control.words.run.cancel", b'{"run": "r1"}')
+    async with running(in_node(NODE_AGENT / "agent.js", NODE_AGENT / "package.json"), bus):
+        await eventually(partial(last_answered, bus), within_seconds=PATIENCE_SECONDS)
+        await eventually(partial(settled, bus), within_seconds=PATIENCE_SECONDS)
+    letters = {letter.letter.origin.sequence: letter.letter for letter in await dead.letters(bus)}
+    reasons = {sequence: letter.reason for sequence, letter in letters.items()}
+    assert reasons == {1: "unreadable", 2: "unreadable", 3: "unreadable", 4: "rejected"}
+    assert {letter.agent for letter in letters.values()} == {"words"}
+    (answer,) = await events(bus, "inbox.tester.>")
+    assert (answer["data"], answer["causationid"]) == ({"words": 3}, "LOG-7")
+    kinds = Counter(each["type"] for each in await events(bus, "run.words.>"))
+    assert kinds == {"stratum.run.failed": 4, "stratum.run.completed": 1}
+
+
+async def last_answered(bus: Bus) -> bool:
+    return await bus.last("inbox.tester.words.text.counted") is not None
+
+
+@pytest.mark.timeout(240)
+async def test_an_instance_in_python_shares_its_work(
+    bus: Bus, in_node: Callable[..., Path]
+) -> None:
+    words = Agent("words")
+
+    @words.on("text.written")
+    async def count(run: Run, event: Event[dict[str, str]]) -> dict[str, int]:
+        counted = {"words": event.data["text"].count("word")}
+        await run.send("tester", "text.counted", counted)
+        await run.remember("count", "a text", data=counted)
+        return counted
+
+    folder, stop = in_node(NODE_AGENT / "agent.js", NODE_AGENT / "package.json"), anyio.Event()
+    asked = [
+        new("text.written", {"text": "word " * (n % 5)}, source=agent_source("tester"))
+        for n in range(300)
+    ]
+    async with task_group() as tasks:
+        tasks.start_soon(partial(work, bus, words, stop=stop, instance="in-python"))
+        await eventually(partial(settled_if_there, bus), within_seconds=PATIENCE_SECONDS)
+        before = await bus.connection.api("CONSUMER.INFO.LOG.words")
+        async with running(folder, bus):
+            await shows(bus, "idle")
+            await eventually(partial(waits, bus, 2), within_seconds=PATIENCE_SECONDS)
+            to = inbox("words", "tester", "text.written")
+            await bus.publish_many(Append(to, event) for event in asked)
+            await eventually(partial(answered, bus, 300), within_seconds=PATIENCE_SECONDS)
+            await eventually(partial(settled, bus), within_seconds=PATIENCE_SECONDS)
+            after = await bus.connection.api("CONSUMER.INFO.LOG.words")
+        stop.set()
+    await exactly_once(bus, asked)
+    assert before["config"] == after["config"]
+    took = Counter(each["data"]["instance"] == "in-python" for each in await events(bus, "run.>"))
+    assert min(took[True], took[False]) > 0
+
+
+async def settled_if_there(bus: Bus) -> bool:
+    try:
+        return await settled(bus)
+    except NotFound:
+        return False
+
+
+async def waits(bus: Bus, instances: int) -> bool:
+    """So many ask for messages."""
+    info = await bus.connection.api("CONSUMER.INFO.LOG.words")
+    return bool(info["num_waiting"] >= instances)
+
+
+async def answered(bus: Bus, times: int) -> bool:
+    return len(await events(bus, "inbox.tester.>")) == times
