@@ -40,6 +40,8 @@ TEXT_ATTRIBUTES = (
     "correlationid",
     "causationid",
     "traceparent",
+    "torun",
+    "replyto",
 )
 PLACE = ("role", "agent", "sender", "kind", "run")
 COLUMNS = {

@@ -173,8 +173,8 @@ class Fold:
                 if batch.blobs:
                     ours: set[Any] = set(projection.whole(rows)["seq"].to_pylist())
                     rows = with_data(rows, {at: batch.blobs[at] for at in ours & set(batch.blobs)})
-                refused = self._offer(projection, rows)
-                for step in projection.steps():
+                count, refused = self._offer(projection, rows)
+                for step in projection.steps() if count else ():
                     if not step.types or not types.isdisjoint(step.types):
                         self._store.execute(step.sql)
         except StatementFailed as error:
@@ -183,18 +183,22 @@ class Fold:
             work.seconds += perf_counter() - start
         return [Unreadable(batch.message(at), _REFUSED, detail) for at, detail in refused]
 
-    def _offer(self, projection: Projection, rows: pa.Table) -> list[tuple[int, str]]:
-        """Make `batch` what the projection is to see; returns what it refuses."""
+    def _offer(self, projection: Projection, rows: pa.Table) -> tuple[int, list[tuple[int, str]]]:
+        """Make `batch` what the projection is to see; returns how many rows, and what it refuses."""
         rows = rows.select(_OFFERED)
-        if projection.prepare is None:
-            self._store.register("batch", rows)
-            return []
-        prepared = projection.prepare(rows)
-        taken = pc.is_null(prepared["refused"])
-        self._store.register("batch", prepared.filter(taken).drop_columns("refused"))
-        refused = prepared.filter(pc.invert(taken))
-        columns = (refused[name].to_pylist() for name in ("seq", "refused"))
-        return list(zip(*columns, strict=True))
+        refused: list[tuple[int, str]] = []
+        if projection.prepare is not None:
+            try:
+                prepared = projection.prepare(rows)
+                taken = pc.is_null(prepared["refused"])
+                rows = prepared.filter(taken).drop_columns("refused")
+                left = prepared.filter(pc.invert(taken))
+                columns = (left[name].to_pylist() for name in ("seq", "refused"))
+                refused = list(zip(*columns, strict=True))
+            except Exception as error:  # its own code, with data that it did not expect
+                raise StatementFailed(f"prepare: {type(error).__name__}: {error}") from error
+        self._store.register("batch", rows)
+        return rows.num_rows, refused
 
     def _quarantine(self, parked: list[tuple[str | None, Unreadable]]) -> None:
         if not parked:

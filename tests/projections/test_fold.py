@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import resource
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from stratum_bus.errors import ProjectorError
@@ -106,6 +108,32 @@ def test_memory_events_of_the_wrong_shape_are_parked_at_once(tables: Any, log: A
     last = tables.one("select * exclude (payload) from quarantine where seq = 101")
     assert (last["projection"], last["reason"]) == ("memory", "data")
     assert "Expected `array`, got `str` - at `$.tags`" in last["detail"]
+
+
+def test_the_event_at_which_prepare_fails_is_found_and_the_rest_goes_on(
+    log: Any, open_tables: Open
+) -> None:
+    def prepare(batch: pa.Table) -> pa.Table:
+        texts: list[Any] = batch["data"].to_pylist()
+        numbers = [10 // int(json.loads(text)["n"]) for text in texts]
+        refused = pa.nulls(len(numbers), pa.string())
+        return pa.table({"seq": batch["seq"], "n": numbers, "refused": refused})
+
+    careless = Projection(
+        name="careless",
+        types=("number",),
+        prepare=prepare,
+        tables={"careless": "seq bigint, n bigint"},
+        statements=("insert into careless from batch",),
+    )
+    tables = open_tables(projections=(*SHIPPED, careless))
+    for n in range(1, 101):
+        log.add("topic.a.number", "number", {"n": 0 if n == 37 else n})
+    assert tables.apply(log.messages).quarantined == 1
+    assert tables.one("select count(*) n from careless") == {"n": 99}
+    parked = tables.one("select seq, projection, reason, detail from quarantine")
+    assert (parked["seq"], parked["projection"], parked["reason"]) == (37, "careless", "statement")
+    assert "prepare: ZeroDivisionError: " in parked["detail"]
 
 
 def test_a_batch_that_fails_leaves_nothing_behind(tables: Any, log: Any) -> None:
