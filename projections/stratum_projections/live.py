@@ -73,11 +73,12 @@ class Live:
         return found
 
     async def identify(self) -> None:
-        """Make sure that the stream is the one the file was built from.
+        """Make sure that the stream is the one the file was built from, and the file still there.
 
-        Raises ProjectorError `stream`, NotFound.
+        Raises ProjectorError `stream` or `file`, NotFound.
         """
         checkpoint, bus = self.checkpoint, self.bus
+        self.store.check_is_there()
         while True:
             try:
                 info = await bus.connection.api(f"STREAM.INFO.{STREAM}")

@@ -80,6 +80,7 @@ class Store:
         self._lock = lock
         self._turn = turn or threading.RLock()
         self._failed = False
+        self._file = _identity(path)
         self.on_shortage: Callable[[], None] = lambda: None
         """Called when a statement failed for lack of memory, before it is known to have."""
 
@@ -189,6 +190,14 @@ class Store:
         """A connection for `select`; whoever asked for it closes it. Raises QueryError `failed`."""
         return reader_beside(self._connection)
 
+    def check_is_there(self) -> None:
+        """Raises ProjectorError `file` where the file was removed or replaced since it was opened:
+        what is written goes nowhere then.
+        """
+        if _identity(self.path) != self._file:
+            text = f"{self.path} was removed while it was open: a new one is built from the log"
+            raise ProjectorError("file", f"{text} at the next start")
+
     def close(self) -> None:
         """Close the file and give up the lock; takes a second or so where much is to be flushed."""
         try:
@@ -233,10 +242,20 @@ class Store:
         return StatementFailed(text)
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file is at a path now; zeros for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
 def _make(path: Path) -> None:
     """Make an empty file, whole or not at all: DuckDB cannot open one that was cut short."""
     new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
+    for old in (new, path.with_name(f"{path.name}.wal")):  # or its log of writes is taken for ours
+        old.unlink(missing_ok=True)
     duckdb.connect(str(new)).close()
     new.replace(path)
 
@@ -274,7 +293,8 @@ def _cannot_open(path: Path, error: duckdb.Error) -> ProjectorError:
     if held := re.search(r"lock is held.*\(PID (\d+)\)", str(error)):
         return _locked(path, held[1])
     advice = "; it holds nothing that is not in the log: remove it, and it is built anew"
-    damaged = "not a valid DuckDB" in str(error) or isinstance(error, duckdb.SerializationException)
+    said = any(words in str(error) for words in ("not a valid DuckDB", "replaying WAL"))
+    damaged = said or isinstance(error, duckdb.SerializationException)
     return ProjectorError(
         "file", f"cannot open {path}: {sentence(error)}{advice if damaged else ''}"
     )
