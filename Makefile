@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo up test soak chaos lint format bench docs lock clean
+.PHONY: help demo up test soak soak-projector chaos lint format bench docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(READY) ## run the research agent on a sample feed, from nothing, and show what it did
 	@$(BIN)/python examples/research/demo.py
@@ -21,6 +21,9 @@ test: $(READY) ## run the tests (about 5 minutes on 2 cores)
 
 soak: $(READY) ## kill processes at random moments for longer: MESSAGES=200000 KILLS=200 SEED=1
 	$(BIN)/python tests/flow/crash.py --messages $(or $(MESSAGES),200000) --kills $(or $(KILLS),200) --seed $(or $(SEED),1)
+
+soak-projector: $(READY) ## kill the projector at random moments, and compare its tables: KILLS=1000 SEED=1
+	$(BIN)/python -m tests.flow.projector --kills $(or $(KILLS),1000) --seed $(or $(SEED),1)
 
 chaos: $(READY) ## every fault in random order under load, with a proof from the log: DURATION=1800 SEED=1
 	$(BIN)/python tests/chaos/chaos.py --duration $(or $(DURATION),1800) --seed $(or $(SEED),1)
