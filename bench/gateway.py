@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -38,11 +39,28 @@ may = ["inbox.>"]
 """
 
 
+class Target(Struct, frozen=True):
+    """A process that is posted to."""
+
+    port: int
+    pid: int
+
+    def processor_seconds(self) -> float:
+        """What it has used; 0 where that is not known."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Load(Struct):
-    """What came of posting: how long each took that was answered with 202."""
+    """What came of posting: how long each took that was answered with 202, and what it took of the
+    target's processor, in seconds."""
 
     seconds: float
     samples: list[float]
+    processor: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -56,19 +74,23 @@ async def run() -> None:
             bare = str(Path(__file__).parent / "peers" / "bare_gateway.py")
             ours = await stack.enter_async_context(_process(["-m", "stratum_cli", "gateway"], url))
             peer = await stack.enter_async_context(_process([bare, url], url))
-            for port in (ours, peer):
-                await _as_many(port, seconds=1.0)
+            for each in (ours, peer):
+                await _as_many(each, seconds=1.0)
             await _posts(ours, peer, sync)
             say(f"load average {os.getloadavg()[0]:.1f}")
 
 
-async def _posts(ours: int, peer: int, sync: str) -> None:
+async def _posts(ours: Target, peer: Target, sync: str) -> None:
     mine, bare = await in_turns(partial(_as_many, ours), partial(_as_many, peer))
     series = Series("gateway", sync, AGAINST)
     rates = [[load.rate for load in side] for side in (mine, bare)]
     series.rates(f"posts, {CONNECTIONS} at once", rates[0], rates[1], "posts/s")
     samples = [[load.samples for load in side] for side in (mine, bare)]
     series.latencies(f"post, {CONNECTIONS} at once", samples[0], samples[1])
+    if bare_cost := _cost(bare):
+        cost = _cost(mine)
+        ratio = round(cost / bare_cost, 2)
+        report(Line("gateway", "processor time of a post", cost, "us", sync, AGAINST, ratio))
     load = await _paced(ours)
     metric = f"posts, {OFFERED_PER_SECOND} offered"
     report(Line("gateway", metric, round(load.rate), "posts/s", sync))
@@ -77,7 +99,13 @@ async def _posts(ours: int, peer: int, sync: str) -> None:
         report(Line("gateway", f"{metric} p{percent}", value, "ms", sync))
 
 
-async def _as_many(port: int, seconds: float = TURN_SECONDS) -> Load:
+def _cost(loads: Sequence[Load]) -> float:
+    """Microseconds of a processor; unlike the rates it does not move with what else runs."""
+    posts = sum(len(load.samples) for load in loads)
+    return round(sum(load.processor for load in loads) / posts * 1e6, 1)
+
+
+async def _as_many(target: Target, seconds: float = TURN_SECONDS) -> Load:
     """Each connection posts the next event when the one before is answered."""
     load = Load(seconds, [])
     end = perf_counter() + seconds
@@ -87,11 +115,13 @@ async def _as_many(port: int, seconds: float = TURN_SECONDS) -> Load:
             await connection.post()
             load.samples.append(perf_counter() - start)
 
-    await _on_connections(port, post)
+    used = target.processor_seconds()
+    await _on_connections(target.port, post)
+    load.processor = target.processor_seconds() - used
     return load
 
 
-async def _paced(port: int) -> Load:
+async def _paced(target: Target) -> Load:
     """So many a second from all together; who is late is measured from when it was due."""
     load = Load(OFFERED_SECONDS, [])
     begin = perf_counter()
@@ -107,19 +137,21 @@ async def _paced(port: int) -> Load:
             await connection.post()
             load.samples.append(perf_counter() - at)
 
-    await _on_connections(port, post)
+    await _on_connections(target.port, post)
     load.seconds = max(OFFERED_SECONDS, perf_counter() - begin)
     return load
 
 
-async def _on_connections(port: int, post: object) -> None:
+async def _on_connections(
+    port: int, post: Callable[[Connection], Coroutine[Any, Any, None]]
+) -> None:
     loop = asyncio.get_running_loop()
     connections = [
         (await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(CONNECTIONS)
     ]
     async with anyio.create_task_group() as tasks:
         for connection in connections:
-            tasks.start_soon(post, connection)  # type: ignore[arg-type]
+            tasks.start_soon(post, connection)
     for connection in connections:
         connection.close()
 
@@ -183,8 +215,8 @@ def _files() -> Iterator[tuple[Path, Path]]:
 
 
 @asynccontextmanager
-async def _process(arguments: list[str], url: str):  # type: ignore[no-untyped-def]
-    """The port on which the process listens."""
+async def _process(arguments: list[str], url: str) -> AsyncIterator[Target]:
+    """A process that listens."""
     with _files() as (folder, log), log.open("wb") as output:
         environ = {**os.environ, "STRATUM_NATS_URL": url}
         child = Child(
@@ -195,6 +227,6 @@ async def _process(arguments: list[str], url: str):  # type: ignore[no-untyped-d
                 if child.exit_code is not None:
                     raise subprocess.SubprocessError(said)
                 await anyio.sleep(0.02)
-            yield int(said.strip().rpartition(":")[2])
+            yield Target(int(said.strip().rpartition(":")[2]), child.pid)
         finally:
             await anyio.to_thread.run_sync(child.stop, 10.0)

@@ -29,7 +29,7 @@ BORDER = {
     "typer": {"stratum_cli"},
     "rich": {"stratum_cli"},
     "starlette": {f"stratum_cli/gateway/{name}.py" for name in ("access", "app", "stream")},
-    "uvicorn": {"stratum_cli/gateway/serve.py"},
+    "uvicorn": {"stratum_cli/gateway/serve.py", "stratum_cli/gateway/connection.py"},
     "duckdb": {"stratum_projections/select.py", "stratum_projections/store.py"},
 }
 """Which files, or packages, may import a library."""

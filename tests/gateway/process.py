@@ -150,6 +150,10 @@ class Gateway:
         finally:
             client.close()
 
+    def metric(self, name: str) -> float:
+        page = self.get("/metrics").body.decode()
+        return float(page.partition(f"\nstratum_gateway_{name} ")[2].split("\n")[0])
+
     def kill(self) -> None:
         """kill -9."""
         self.process.kill()

@@ -156,6 +156,13 @@ MALFORMED = [
     ("/topic", CLOUDEVENT, event(time="yesterday"), 400, "`$.time`"),
     ("/topic", CLOUDEVENT, event(time="2026-01-01T00:00:00"), 400, "no time zone"),
     ("/topic", CLOUDEVENT, event(Tenant="x"), 400, "`Tenant` is not allowed"),
+    (
+        "/topic",
+        CLOUDEVENT,
+        b'{"specversion":"1.0","id":"1","source":"/s","type":"t","x":"\\ud800"}',
+        400,
+        "json",
+    ),
     ("/topic", CLOUDEVENT, event(tenant={}), 400, "`tenant` must be"),
     ("/topic", CLOUDEVENT, event(data=1, data_base64="eA=="), 400, "both"),
     ("/topic", CLOUDEVENT, event(data_base64="%"), 400, "no Base64"),
@@ -267,6 +274,17 @@ def test_pages_of_the_named_origins_may_ask_and_no_others(shared: Gateway, shop:
     assert answer.headers["access-control-allow-origin"] == "https://shop.example"
 
 
+def test_senders_of_webhooks_are_told_that_they_may(shared: Gateway, shop: Client) -> None:
+    asked = {"WebHook-Request-Origin": "grid.example"}
+    answer = shop.ask("OPTIONS", "/topic/sale.made", None, asked)
+    assert (answer.status, answer.headers["webhook-allowed-origin"]) == (200, "grid.example")
+    assert answer.headers["webhook-allowed-rate"] == "*"
+    assert shared.get("/topic").status == 401
+    client = Client(shared.port)
+    assert client.ask("OPTIONS", "/topic/sale.made", None, asked).status == 401
+    client.close()
+
+
 def test_many_at_once_are_all_stored_and_each_is_told_its_own_place(
     shared: Gateway, log: Log
 ) -> None:
@@ -297,4 +315,5 @@ def test_it_says_how_it_is(shared: Gateway, shop: Client) -> None:
         assert f"stratum_gateway_{name} " in page
     for path in ("/healthz", "/topic"):
         assert shop.ask("PUT", path).status == 405
-    assert shop.ask("PUT", "/topic").headers["allow"] == "GET, POST"
+    assert shop.ask("PUT", "/topic").headers["allow"] == "GET, POST, OPTIONS"
+    assert shop.ask("HEAD", "/healthz").status == 200

@@ -150,19 +150,18 @@ def test_events_come_completed_and_what_is_none_under_another_name(
 
 
 def test_streams_that_are_left_are_let_go(shared: Gateway, shop: Client) -> None:
-    def open_streams() -> int:
-        page = shared.get("/metrics").body.decode()
-        return int(float(page.partition("\nstratum_gateway_streams ")[2].split("\n")[0]))
+    def wait_for(count: int) -> None:
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while shared.metric("streams") != count:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
-    others = open_streams()  # none, but for those of tests that failed
+    wait_for(0)  # those of the tests before
     streams = [Stream(shared.port, "/topic?from=start", secret("shop")) for _ in range(5)]
-    assert open_streams() == others + 5
+    assert shared.metric("streams") == 5
     for stream in streams:
         stream.close()
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while open_streams() > others:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(0)
 
 
 def test_a_restart_of_the_server_makes_no_gap_and_doubles_nothing(tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ class Rate:
         self._level = self._most
         self._at = time.monotonic()
 
+    @property
+    def per_minute(self) -> int | None:
+        return None if self._per_second is None else max(1, int(self._per_second * 60))
+
     def begin(self) -> None:
         """One event; raises Problem 429 that says when the next is taken."""
         if self._per_second is None:

@@ -28,7 +28,7 @@ from stratum_cli.gateway.problem import Problem
 from stratum_cli.gateway.seen import Seen
 from stratum_cli.gateway.store import store
 
-GET, POST = "GET", "POST"
+GET, HEAD, POST, OPTIONS = "GET", "HEAD", "POST", "OPTIONS"
 
 BODY_SECONDS = 30.0
 """How long a body may take to come."""
@@ -58,18 +58,19 @@ class Gateway:
         self.metrics = Metrics()
         senders = {holder.agent for holder in self._access.holders}
         self.seen = Seen(senders, config.remember)
+        self.metrics.known.set_function(lambda: self.seen.sequence)
 
     def app(self) -> ASGIApp:
         """Plain endpoints under a router: what a post takes is mostly what is between."""
         routes = [
-            Route("/inbox/{to}", _Endpoint(self._talk, GET, POST)),
-            Route("/inbox/{to}/{type}", _Endpoint(self._talk, GET, POST)),
-            Route("/topic", _Endpoint(self._talk, GET, POST)),
-            Route("/topic/{type}", _Endpoint(self._talk, GET, POST)),
+            Route("/inbox/{to}", _Endpoint(self._talk, GET, POST, OPTIONS)),
+            Route("/inbox/{to}/{type}", _Endpoint(self._talk, GET, POST, OPTIONS)),
+            Route("/topic", _Endpoint(self._talk, GET, POST, OPTIONS)),
+            Route("/topic/{type}", _Endpoint(self._talk, GET, POST, OPTIONS)),
             Route("/events", _Endpoint(self._talk, GET)),
-            Route("/healthz", _Endpoint(self._healthz, GET)),
-            Route("/readyz", _Endpoint(self._readyz, GET)),
-            Route("/metrics", _Endpoint(self._metrics, GET)),
+            Route("/healthz", _Endpoint(self._healthz, GET, HEAD)),
+            Route("/readyz", _Endpoint(self._readyz, GET, HEAD)),
+            Route("/metrics", _Endpoint(self._metrics, GET, HEAD)),
         ]
         app: ASGIApp = Router(routes, redirect_slashes=False, default=_Endpoint(_no_route))
         if self._config.origins:
@@ -89,6 +90,8 @@ class Gateway:
             token = holder.name
             if request.method == POST:
                 answer = await self._post(request, holder)
+            elif request.method == OPTIONS:
+                answer = _welcome(request, holder)
             else:
                 answer = self._read(request, holder)
         except ClientDisconnect:
@@ -180,6 +183,16 @@ class _Streaming(Response):
                 await _said(said)(scope, receive, send)
         finally:
             self._hold(-1)
+
+
+def _welcome(request: Request, holder: Holder) -> Response:
+    """The handshake of CloudEvents' webhooks: whether, and how fast, a sender may begin."""
+    headers = {"Allow": f"{POST}, {GET}, {OPTIONS}"}
+    if origin := request.headers.get("webhook-request-origin"):
+        headers["WebHook-Allowed-Origin"] = origin
+        per_minute = holder.rate.per_minute
+        headers["WebHook-Allowed-Rate"] = "*" if per_minute is None else str(per_minute)
+    return Response(status_code=200, headers=headers)
 
 
 def _asked(request: Request) -> list[str]:

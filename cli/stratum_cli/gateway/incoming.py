@@ -88,7 +88,7 @@ def _structured(body: bytes, place: Place, holder: Holder, path: str) -> Append:
     members = _as_object(body)
     extensions = {}
     for name in members.keys() - _KNOWN:
-        value = msgspec.json.decode(members[name])
+        value = _attribute(members[name], name, path)
         if value is None:  # as if it were not there
             continue
         if not isinstance(value, str | int | float | bool):
@@ -96,6 +96,13 @@ def _structured(body: bytes, place: Place, holder: Holder, path: str) -> Append:
             raise InvalidEvent("shape", text)
         extensions[name] = value
     return _append(_extended(found, extensions, "the attribute `{}`"), place, holder, path)
+
+
+def _attribute(member: Raw, name: str, path: str) -> Any:
+    try:
+        return msgspec.json.decode(member)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidEvent("json", f"{error} - at `{path}.{name[:80]}`") from None
 
 
 def _bare(body: bytes, headers: Mapping[str, str], place: Place, holder: Holder) -> Append:

@@ -37,6 +37,12 @@ class Metrics:
             ["token"], registry=self.registry,
         )  # fmt: skip
 
+        self.known = Gauge(
+            "stratum_gateway_known_sequence",
+            "Up to where in the log the ids are known.",
+            registry=self.registry,
+        )
+
     def page(self) -> bytes:
         return generate_latest(self.registry)
 

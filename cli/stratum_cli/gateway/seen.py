@@ -37,6 +37,8 @@ class Seen:
         self._recent: dict[int, int] = {}
         self._older: dict[int, int] = {}
         self.ready = False
+        self.sequence = 0
+        """Up to where the log is known."""
 
     def add(self, id: str, sequence: int) -> None:
         if not self._remember:
@@ -75,6 +77,7 @@ class Seen:
             return 0
         sequences: Any = table["seq"]
         last: int = sequences[-1].as_py()
+        self.sequence = last
         subjects: Any = table["subject"].combine_chunks()
         if isinstance(subjects, pa.ChunkedArray):
             subjects = subjects.chunk(0)

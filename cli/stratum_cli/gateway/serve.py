@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import anyio
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from stratum_bus import service
 from stratum_bus.bus import connect
@@ -18,6 +17,7 @@ from stratum_bus.errors import StratumError
 from stratum_bus.gateway import GatewayConfig
 from stratum_bus.tasks import task_group
 from stratum_cli.gateway.app import Gateway
+from stratum_cli.gateway.connection import Connection
 
 GRACE_SECONDS = 5
 """How long posts that are being stored may take when it stops."""
@@ -63,7 +63,7 @@ def _server(gateway: Gateway) -> _Server:
     return _Server(
         uvicorn.Config(
             gateway.app(),
-            http=HttpToolsProtocol,
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,

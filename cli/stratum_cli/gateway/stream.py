@@ -95,6 +95,7 @@ class EventStream:
         reading = self._bus.read(
             "LOG", filters=self._wanted, start=self._start, follow=True, window=WINDOW_MESSAGES
         )
+        stalled = False
         async with reading as reader:
             if isinstance(self._start, int) and self._start > reader.stored + 1:
                 text = f"{self._start - 1} is behind the log's last sequence, {reader.stored}"
@@ -113,10 +114,12 @@ class EventStream:
                     await self._send_all(reader, send)
                 except TimeoutError:
                     log.info("a reader took nothing for %g s: sent away", STALL_SECONDS)
-                    return
+                    stalled = True
                 except StratumError as error:
                     log.warning("a stream ended: %s", error)
                 tasks.cancel_scope.cancel()
+        if stalled:
+            return
         with anyio.move_on_after(1.0):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
