@@ -60,15 +60,19 @@ class Live:
         return beside if beside.name in self.checkpoint.homes else projection
 
     def _behind(self) -> list[Projection]:
-        """Those that are not where the core is; they are not active until they are."""
+        """Those that are to be built: what is not where the core is, or is being made anew.
+
+        What is where the core is goes on until it is replaced; the others are not active.
+        """
         checkpoint, found = self.checkpoint, []
         held = paused(self.store)
         for projection in self.projections.values():
-            slot = self.slot(projection)
-            at_core = checkpoint.positions[slot.name] == checkpoint.core
-            if projection.name in held or (slot is projection and at_core):
+            name, slot = projection.name, self.slot(projection)
+            goes_on = name in checkpoint.active and checkpoint.positions[name] == checkpoint.core
+            if name in held or (slot is projection and goes_on):
                 continue
-            checkpoint.leave(projection.name)
+            if not goes_on:
+                checkpoint.leave(name)
             found.append(slot)
         return found
 

@@ -161,7 +161,7 @@ class _Desk:
         if missing := [name for name in names if name not in known]:
             text = f"no projection {missing[0]!r} here; there are {', '.join(sorted(known))}"
             raise QueryError("unknown", text)
-        return [known[name] for name in names or known]
+        return [known[name] for name in dict.fromkeys(names or known)]
 
     async def _change(self, do: Command, projections: list[Projection]) -> None:
         live, builder = self._live, self._builder

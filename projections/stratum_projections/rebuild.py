@@ -75,8 +75,9 @@ class Builder:
     async def rebuild(self, projections: Sequence[Projection]) -> None:
         """Begin projections anew beside themselves."""
         slots = [projection.beside() for projection in projections]
-        for slot in slots:
+        for projection, slot in zip(projections, slots, strict=True):
             await self.stop(slot.name)
+            await self.stop(projection.name)  # what is on its way there is to be replaced
         async with self._live.turn:
             await anyio.to_thread.run_sync(self._begin, slots)
         self.start(slots)
@@ -93,7 +94,8 @@ class Builder:
         if task := self._running.get(name):
             task.scope.cancel()
             await task.ended.wait()
-            self.start([slot for slot in task.slots if slot.name != name])
+            left = self._live.checkpoint.positions  # or it was built just then
+            self.start([slot for slot in task.slots if slot.name != name and slot.name in left])
 
     async def _build(self, task: _Task) -> None:
         live, slots = self._live, task.slots

@@ -141,19 +141,18 @@ class Kills:
             self.moved += position > self._position
             self._position = position
             self._start_seconds = (self._start_seconds + time.monotonic() - began) / 2
-            command = chance.choices(
-                ["", "rebuild", "pause", "resume"], [0.4, 0.35, 0.1, 0.15]
-            )[0]  # fmt: skip
+            commands = chance.choices(["rebuild", "pause", "resume"], [5, 2, 3], k=3)
+            commands = commands[: chance.choice([0, 0, 1, 2, 3])]
             if chance.random() < 0.7:
                 await self._commits()
-            moment = chance.uniform(0.0, LIFE_SECONDS)
-            if command:
-                before = chance.uniform(0.0, moment / 2)
-                await anyio.sleep(before)
-                await self._command(bus, command)
-                moment -= before
-            await anyio.sleep(moment)
-            self.kills[command or "folding"] += 1
+            moments = sorted(chance.uniform(0.0, LIFE_SECONDS) for _ in [*commands, "kill"])
+            for before, moment, command in zip(
+                [0.0, *moments], moments, [*commands, ""], strict=False
+            ):
+                await anyio.sleep(moment - before)
+                if command:
+                    await self._command(bus, command)
+            self.kills["rebuilding" if "rebuild" in commands else "folding"] += 1
         self._kill()
 
     async def _command(self, bus: Bus, do: str) -> None:
