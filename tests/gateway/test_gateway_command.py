@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -23,35 +23,24 @@ from tests.gateway.process import ANSWER_SECONDS, Client, secret, token
 TOKEN = token("shop", 'may = ["topic.>"]')
 
 
-def run(
-    folder: Path, *arguments: str, environ: Mapping[str, str] | None = None, code: str = ""
-) -> tuple[int, str]:
-    """A command line in a process of its own; its exit code and what it said."""
-    clean = {name: value for name, value in os.environ.items() if "STRATUM_" not in name}
-    command = ["-c", code] if code else ["-m", "stratum_cli"]
-    done = subprocess.run(
-        [sys.executable, *command, *arguments], cwd=folder, env={**clean, **(environ or {})},
-        capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stderr.strip()
-
-
-def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
+def test_only_the_gateway_needs_the_extra_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "stratum.toml").write_text(TOKEN)
-    for missing in ("starlette", "uvicorn"):
-        code = (
-            f"import sys; sys.modules['{missing}'] = None\n"
-            "from stratum_cli.main import main; sys.exit(main())"
-        )
-        assert run(tmp_path, "gateway", code=code) == (
-            1, f"stratum: the gateway needs {missing}: pip install 'stratum-bus[gateway]'"
-        )  # fmt: skip
-
-
-def test_nobody_needs_the_extra_for_anything_else() -> None:
-    program = "import sys, stratum_cli.main; print([n for n in ('starlette', 'uvicorn') if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    code = (
+        "import sys; from stratum_cli.main import main\n"
+        "print([name for name in ('starlette', 'uvicorn') if name in sys.modules])\n"
+        "sys.modules['uvicorn'] = None; sys.exit(main(['gateway']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=clean(), check=False, capture_output=True
+    )
     assert done.stdout.strip() == b"[]"
+    said = b"stratum: the gateway needs uvicorn: pip install 'stratum-bus[gateway]'"
+    assert (done.returncode, done.stderr.strip()) == (1, said)
+
+
+def clean() -> dict[str, str]:
+    """The environment, without anything of Stratum."""
+    return {name: value for name, value in os.environ.items() if "STRATUM_" not in name}
 
 
 def test_it_does_not_begin_where_nobody_could_use_it(
@@ -74,18 +63,14 @@ def test_it_does_not_begin_where_nobody_could_use_it(
             monkeypatch.delenv("SHOP_SECRET")
         assert main(["gateway", "--port", "0"]) == code
         assert expected in capfd.readouterr().err
-    code, said = run(tmp_path, "--nats-url", "nats://127.0.0.1:1", "gateway", "--port", "0")
-    assert (code, "cannot connect" in said) == (4, True), said
-
-
-def test_a_port_that_another_has_is_named(tmp_path: Path, shared: object) -> None:
-    port = getattr(shared, "port")  # noqa: B009 - any gateway will do
-    (tmp_path / "stratum.toml").write_text(TOKEN)
-    code, said = run(tmp_path, "--nats-url", "nats://127.0.0.1:1", "gateway", "--port", str(port))
-    assert (code, f"127.0.0.1:{port} cannot be served (Address already in use)" in said) == (
-        1,
-        True,
-    )
+    nobody = ("--nats-url", "nats://127.0.0.1:1")
+    assert main([*nobody, "gateway", "--port", "0"]) == 4
+    assert "cannot connect" in capfd.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as another:
+        port = another.getsockname()[1]
+        assert main([*nobody, "gateway", "--port", str(port)]) == 1
+    said = f"127.0.0.1:{port} cannot be served (Address already in use)"
+    assert said in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -144,9 +129,8 @@ def test_up_runs_it_and_starts_it_again(tmp_path: Path) -> None:
         f"[server]\nport = {nats_port}\n[gateway]\nport = {port}\n{TOKEN}"
     )
     with (tmp_path / "log").open("wb") as log:
-        clean = {name: value for name, value in os.environ.items() if "STRATUM_" not in name}
         command = [sys.executable, "-m", "stratum_cli", "up"]
-        up = subprocess.Popen(command, cwd=tmp_path, env=clean, stdout=log, stderr=log)
+        up = subprocess.Popen(command, cwd=tmp_path, env=clean(), stdout=log, stderr=log)
     try:
         event = {"specversion": "1.0", "id": "a", "source": "/tills/1", "type": "sale.made"}
         client = Client(port, secret("shop"))

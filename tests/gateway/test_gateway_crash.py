@@ -5,14 +5,16 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from uuid import uuid4
 
 import anyio
+import pytest
 
 from stratum_bus.bus import Bus
 from stratum_bus.event import Event
+from stratum_bus.server import Server
 from stratum_bus.testing import fresh, server
 from tests.gateway.conftest import Log
 from tests.gateway.process import ANSWER_SECONDS, Client, Gateway, Stream, gateway, secret, token
@@ -88,31 +90,42 @@ class Reading:
             stream.close()
 
 
-def test_every_202_is_in_the_log_once_and_readers_miss_nothing(tmp_path: Path) -> None:
-    with server() as nats:
+@pytest.fixture(scope="module")
+def nats() -> Iterator[Server]:
+    with server() as started:
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(anyio.run, fresh, nats.url).result()
-        log = Log(nats.url)
-        with gateway(tmp_path, nats.url, SETTINGS) as ours, ThreadPoolExecutor() as pool:
-            posting, reading, done = Posting(ours.port), Reading(ours), threading.Event()
-            posters = [pool.submit(posting.run) for _ in range(POSTERS)]
-            reader = pool.submit(reading.run, done)
-            for _ in range(KILLS):
-                posting.wait(len(posting.answered) + BETWEEN_KILLS)
-                ours.kill()
-                ours.start()
+            pool.submit(anyio.run, fresh, started.url).result()
+        yield started
+
+
+@pytest.fixture(scope="module")
+def ours(nats: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with gateway(tmp_path_factory.mktemp("crash"), nats.url, SETTINGS) as started:
+        yield started
+
+
+def test_every_202_is_in_the_log_once_and_readers_miss_nothing(nats: Server, ours: Gateway) -> None:
+    log = Log(nats.url)
+    with ThreadPoolExecutor() as pool:
+        posting, reading, done = Posting(ours.port), Reading(ours), threading.Event()
+        posters = [pool.submit(posting.run) for _ in range(POSTERS)]
+        reader = pool.submit(reading.run, done)
+        for _ in range(KILLS):
             posting.wait(len(posting.answered) + BETWEEN_KILLS)
-            posting.stop()
-            for each in posters:
-                each.result()
-            stored = {message.id: message.sequence for message in log.all()}
-            assert stored == posting.answered
-            assert len(stored) == log.last() >= KILLS * BETWEEN_KILLS
-            assert posting.broken >= KILLS
-            done.set()
-            log.do(_end)
-            reader.result()
-            assert reading.found == sorted(stored.values())
+            ours.kill()
+            ours.start()
+        posting.wait(len(posting.answered) + BETWEEN_KILLS)
+        posting.stop()
+        for each in posters:
+            each.result()
+        stored = {message.id: message.sequence for message in log.all()}
+        assert stored == posting.answered
+        assert len(stored) == log.last() >= KILLS * BETWEEN_KILLS
+        assert posting.broken >= KILLS
+        done.set()
+        log.do(_end)
+        reader.result()
+        assert reading.found == sorted(stored.values())
 
 
 async def _end(bus: Bus) -> None:
@@ -120,41 +133,40 @@ async def _end(bus: Bus) -> None:
     await bus.connection.request("topic.till.sale.made", b"{")
 
 
-def test_an_id_is_known_beyond_the_dedupe_window_and_after_a_kill(tmp_path: Path) -> None:
+def test_an_id_is_known_beyond_the_dedupe_window_and_after_a_kill(
+    nats: Server, ours: Gateway
+) -> None:
     def event(id: str) -> dict[str, str]:
         return {"specversion": "1.0", "id": id, "source": "/tills/1", "type": "sale.made"}
 
-    with server() as nats:
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(anyio.run, fresh, nats.url).result()
-        log = Log(nats.url)
-        log.do(_forgetful)
-        with gateway(tmp_path, nats.url, SETTINGS) as ours:
-            client = Client(ours.port, secret("till"))
-            first = client.post("/topic", event("a"))
-            log.do(lambda bus: _until_forgotten(bus, "a"))
-            last = log.last()
-            assert client.post("/topic", event("a")).body == first.body
-            ours.kill()
-            client.close()
-            ours.start()
-            assert client.post("/topic", event("a")).body == first.body
-            assert client.post("/topic", {**event("a"), "source": "/x"}).status == 409
-            assert log.last() == last
-            # what somebody else posted as the same sender, while this one ran
-            other = log.do(_by_another)
-            log.do(lambda bus: _until_forgotten(bus, "behind it"))
-            deadline = time.monotonic() + ANSWER_SECONDS
-            while ours.metric("known_sequence") < other:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            last = log.last()
-            assert client.post("/topic", event("b")).sequences == [other]
-            assert log.last() == last
-            client.close()
+    log = Log(nats.url)
+    log.do(_forgetful)
+    client = Client(ours.port, secret("till"))
+    first = client.post("/topic", event("a"))
+    log.do(lambda bus: _until_forgotten(bus, "a"))
+    last = log.last()
+    assert client.post("/topic", event("a")).body == first.body
+    ours.kill()
+    client.close()
+    ours.start()
+    assert client.post("/topic", event("a")).body == first.body
+    assert client.post("/topic", {**event("a"), "source": "/x"}).status == 409
+    assert log.last() == last
+    # what somebody else posted as the same sender, while this one ran
+    other = log.do(_by_another)
+    log.do(lambda bus: _until_forgotten(bus, "behind it"))
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while ours.metric("known_sequence") < other:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    last = log.last()
+    assert client.post("/topic", event("b")).sequences == [other]
+    assert log.last() == last
+    client.close()
 
 
 async def _forgetful(bus: Bus) -> None:
+    """From now on the server forgets ids after a tenth of a second."""
     info = await bus.connection.api("STREAM.INFO.LOG")
     config = {**info["config"], "duplicate_window": 100_000_000}
     await bus.connection.api("STREAM.UPDATE.LOG", config)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import anyio
+import pytest
 from cloudevents.core.formats.json import JSONFormat
 
 from stratum_bus.bus import Bus
@@ -164,31 +166,6 @@ def test_streams_that_are_left_are_let_go(shared: Gateway, shop: Client) -> None
     wait_for(0)
 
 
-def test_a_restart_of_the_server_makes_no_gap_and_doubles_nothing(tmp_path: Path) -> None:
-    with server() as nats, _provisioned(nats), gateway(tmp_path, nats.url, READER) as ours:
-        client = Client(ours.port, secret("reader"))
-        stream = Stream(ours.port, "/topic", secret("reader"))
-        sequences = post(client, *range(10))
-        found = stream.events(10)
-        for outage in range(2):
-            nats.kill()
-            refused = client.post("/topic", event())
-            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-            assert "may be sent again" in refused.json["detail"]
-            assert ours.get("/healthz").status == 200
-            assert ours.get("/readyz").status == 503
-            assert client.ask("GET", "/topic").status == 503
-            nats.restart()
-            ours.wait_ready()
-            while (answer := client.post("/topic", [event(data=outage)], BATCH)).status == 503:
-                time.sleep(0.05)
-            sequences += answer.sequences + post(client, *range(10))
-            found += stream.events(len(sequences) - len(found))
-        assert [told.id for told in found] == sequences
-        stream.close()
-        client.close()
-
-
 def test_who_does_not_read_costs_no_memory_and_misses_nothing(tmp_path: Path) -> None:
     size, count = 15_000, 2_000
 
@@ -218,31 +195,69 @@ def test_who_does_not_read_costs_no_memory_and_misses_nothing(tmp_path: Path) ->
             connection.close()
 
 
-def test_it_ends_its_streams_and_finishes_its_posts_when_it_is_stopped(tmp_path: Path) -> None:
-    with server() as nats, _provisioned(nats), gateway(tmp_path, nats.url, READER) as ours:
-        stream = Stream(ours.port, "/topic", secret("reader"))
-        answered: list[int] = []
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Gateway]]:
+    """A server and a gateway that are killed and stopped, by the last tests here."""
+    folder = tmp_path_factory.mktemp("own")
+    with server() as nats, _provisioned(nats), gateway(folder, nats.url, READER) as ours:
+        yield nats, ours
 
-        def keep_posting() -> None:
-            client = Client(ours.port, secret("reader"))
-            try:
-                while True:
-                    answered.extend(client.post("/topic", event()).sequences)
-            except OSError:
-                client.close()
 
-        with ThreadPoolExecutor(4) as pool:
-            posting = [pool.submit(keep_posting) for _ in range(4)]
-            first = stream.events(20)
-            code = ours.terminate()
-            for each in posting:
-                each.result()
-        told = [*first, *stream.events(1_000_000)]
-        stream.close()
-        assert code == 0, ours.log
-        assert [each.id for each in told] == list(range(1, len(told) + 1))
-        stored = [message.sequence for message in Log(nats.url).all()]
-        assert sorted(answered) == stored
+def test_a_restart_of_the_server_makes_no_gap_and_doubles_nothing(
+    own: tuple[Server, Gateway],
+) -> None:
+    nats, ours = own
+    client = Client(ours.port, secret("reader"))
+    stream = Stream(ours.port, "/topic", secret("reader"))
+    sequences = post(client, *range(10))
+    found = stream.events(10)
+    for outage in range(2):
+        nats.kill()
+        refused = client.post("/topic", event())
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert "may be sent again" in refused.json["detail"]
+        assert ours.get("/healthz").status == 200
+        assert ours.get("/readyz").status == 503
+        assert client.ask("GET", "/topic").status == 503
+        nats.restart()
+        ours.wait_ready()
+        while (answer := client.post("/topic", [event(data=outage)], BATCH)).status == 503:
+            time.sleep(0.05)
+        sequences += answer.sequences + post(client, *range(10))
+        found += stream.events(len(sequences) - len(found))
+    assert [told.id for told in found] == sequences
+    stream.close()
+    client.close()
+
+
+def test_it_ends_its_streams_and_finishes_its_posts_when_it_is_stopped(
+    own: tuple[Server, Gateway],
+) -> None:
+    nats, ours = own
+    before = Log(nats.url).last()
+    stream = Stream(ours.port, "/topic", secret("reader"))
+    answered: list[int] = []
+
+    def keep_posting() -> None:
+        client = Client(ours.port, secret("reader"))
+        try:
+            while True:
+                answered.extend(client.post("/topic", event()).sequences)
+        except OSError:
+            client.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        posting = [pool.submit(keep_posting) for _ in range(4)]
+        first = stream.events(20)
+        code = ours.terminate()
+        for each in posting:
+            each.result()
+    told = [*first, *stream.events(1_000_000)]
+    stream.close()
+    assert code == 0, ours.log
+    assert [each.id for each in told] == list(range(before + 1, before + len(told) + 1))
+    stored = [message.sequence for message in Log(nats.url).all(start=before + 1)]
+    assert sorted(answered) == stored
 
 
 class _provisioned:

@@ -30,7 +30,6 @@ async def serve(config: GatewayConfig, url: str, say: Say) -> None:
 
     Raises ConnectionLost without a NATS server, StratumError where the port cannot be had.
     """
-    service.log_to_stderr("gateway")
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     listener = _listen(config.host, config.port)
     with contextlib.closing(listener):
@@ -44,6 +43,7 @@ async def serve(config: GatewayConfig, url: str, say: Say) -> None:
                 server = _server(gateway)
                 tasks.start_soon(gateway.seen.follow, bus)
                 tasks.start_soon(_stop_with, server, stop)
+                service.log_to_stderr("gateway")
                 say(f"gateway: listening at http://{shown}:{port}")
                 await server.serve(sockets=[listener])
                 tasks.cancel_scope.cancel()
