@@ -14,6 +14,9 @@ RETRY_SECONDS = 0.1
 RECOVERY_SECONDS = 10.0
 """How long a server that came back may take to have its streams."""
 
+STOPPING_SECONDS = 1.0
+"""How long one that stops may have closed its streams and not yet its connections."""
+
 T = TypeVar("T")
 
 
@@ -24,9 +27,11 @@ async def patiently(
 
     What is tried must bear being done twice. A time-out gets one more try in any case; refusals
     with the codes `passing` go on for some seconds beyond the patience. A server that has just come
-    back may not have its streams yet. Raises what the last attempt raised.
+    back may not have its streams yet, and one that stops not any more. Raises what the last attempt
+    raised.
     """
     give_up = anyio.current_time() + connection.patience_seconds
+    stopped = anyio.current_time() + STOPPING_SECONDS
     unanswered = 0
     while True:
         try:
@@ -38,8 +43,8 @@ async def patiently(
                 raise
             await connection.wait_connected(max(left, 0.0))
         except NoStream:
-            back = connection.back_since
-            if back is None or anyio.current_time() > min(give_up, back + RECOVERY_SECONDS):
+            recovered = (connection.back_since or 0.0) + RECOVERY_SECONDS
+            if anyio.current_time() >= min(give_up, max(stopped, recovered)):
                 raise
         except Refused as error:
             if error.code not in passing or anyio.current_time() > give_up + REQUEST_SECONDS:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from msgspec.structs import replace
 
@@ -570,8 +571,11 @@ async def test_a_server_that_came_back_may_take_a_moment_to_have_its_streams(own
         assert await bus.last(place) is not None
 
 
-async def test_what_a_dying_server_does_not_answer_is_stored_once(own: Server) -> None:
-    """Each writer publishes on while the server is killed and started again, again and again."""
+@pytest.mark.parametrize("end", [Server.kill, Server.stop])
+async def test_what_a_dying_server_does_not_answer_is_stored_once(
+    own: Server, end: Callable[[Server], None]
+) -> None:
+    """Each writer publishes on while the server ends and is started again, again and again."""
     acknowledged: list[str] = []
     async with connect(own.url, patience_seconds=30) as bus:
         done = anyio.Event()
@@ -600,8 +604,8 @@ async def test_what_a_dying_server_does_not_answer_is_stored_once(own: Server) -
             for _ in range(4):
                 goal = len(acknowledged) + 100
                 await eventually(lambda: len(acknowledged) > goal, within_seconds=20)  # noqa: B023
-                own.kill()
-                own.restart()
+                await anyio.to_thread.run_sync(end, own)
+                await anyio.to_thread.run_sync(own.restart)
             goal = len(acknowledged) + 100
             await eventually(lambda: len(acknowledged) > goal, within_seconds=20)
             done.set()
