@@ -1,4 +1,5 @@
-"""kill -9 of a gateway that is posted to and read from: every 202 is in the log, once."""
+"""kill -9 of a gateway, and of its server, while it is posted to and read from: every 202 is in
+the log, once."""
 
 from __future__ import annotations
 
@@ -17,7 +18,16 @@ from stratum_bus.event import Event
 from stratum_bus.server import Server
 from stratum_bus.testing import fresh, server
 from tests.gateway.conftest import Log
-from tests.gateway.process import ANSWER_SECONDS, Client, Gateway, Stream, gateway, secret, token
+from tests.gateway.process import (
+    ANSWER_SECONDS,
+    BATCH,
+    Client,
+    Gateway,
+    Stream,
+    gateway,
+    secret,
+    token,
+)
 
 KILLS = 3
 BETWEEN_KILLS = 100
@@ -37,15 +47,19 @@ class Posting:
     def run(self) -> None:
         client = Client(self._port, secret("till"))
         while not self._stop.is_set():
-            id = str(uuid4())
-            self._post(client, id)
+            for size in (1, 1, 3):
+                self._post(client, [str(uuid4()) for _ in range(size)])
         client.close()
 
-    def _post(self, client: Client, id: str) -> None:
-        event = {"specversion": "1.0", "id": id, "source": "/tills/1", "type": "sale.made"}
+    def _post(self, client: Client, ids: list[str]) -> None:
+        about = {"specversion": "1.0", "source": "/tills/1", "type": "sale.made"}
+        events = [{**about, "id": id} for id in ids]
         while True:
             try:
-                answer = client.post("/topic", event)
+                if len(ids) == 1:
+                    answer = client.post("/topic", events[0])
+                else:
+                    answer = client.post("/topic", events, BATCH)
             except (OSError, http.client.HTTPException):
                 self.broken += 1
                 time.sleep(0.02)
@@ -53,8 +67,9 @@ class Posting:
             if answer.status == 503:  # it is just starting
                 time.sleep(0.02)
                 continue
-            assert id not in self.answered
-            self.answered[id] = answer.sequences[0]
+            first = answer.sequences[0]
+            assert answer.sequences == list(range(first, first + len(ids)))
+            self.answered.update(zip(ids, answer.sequences, strict=True))
             return
 
     def wait(self, count: int) -> None:
@@ -114,6 +129,9 @@ def test_every_202_is_in_the_log_once_and_readers_miss_nothing(nats: Server, our
             posting.wait(len(posting.answered) + BETWEEN_KILLS)
             ours.kill()
             ours.start()
+        posting.wait(len(posting.answered) + BETWEEN_KILLS)
+        nats.kill()
+        nats.restart()
         posting.wait(len(posting.answered) + BETWEEN_KILLS)
         posting.stop()
         for each in posters:

@@ -55,7 +55,8 @@ class Problem(StratumError):
 
 
 def of(error: Exception) -> Problem:
-    """What an error is to whoever asked. One that is nobody's fault is logged."""
+    """What an error is to whoever asked. One that is not theirs is logged, but that the server is
+    lost, which is known."""
     said = " ".join(str(error).split())
     match error:
         case Problem():
@@ -67,7 +68,6 @@ def of(error: Exception) -> Problem:
         case TooLarge():
             return Problem(413, said)
         case ConnectionLost() | NoAnswer() | NoStream():
-            log.warning("%s", said)
             text = "the log cannot be reached now; the same event, with its id, may be sent again"
             return Problem(503, text, retry_after=AGAIN_SECONDS)
         case StorageFull():

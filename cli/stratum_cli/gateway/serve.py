@@ -12,12 +12,14 @@ import anyio
 import uvicorn
 
 from stratum_bus import service
-from stratum_bus.bus import connect
-from stratum_bus.errors import StratumError
+from stratum_bus.bus import Bus, connect
+from stratum_bus.errors import PermissionDenied, StratumError
 from stratum_bus.gateway import GatewayConfig
 from stratum_bus.tasks import task_group
 from stratum_cli.gateway.app import Gateway
 from stratum_cli.gateway.connection import Connection
+
+log = logging.getLogger("stratum.gateway")
 
 GRACE_SECONDS = 5
 """How long posts that are being stored may take when it stops."""
@@ -41,6 +43,7 @@ async def serve(config: GatewayConfig, url: str, say: Say) -> None:
             async with bus_of as bus, task_group() as tasks:
                 gateway = Gateway(bus, config, stop)
                 server = _server(gateway)
+                bus.connection.on_change(lambda denied: _tell(bus, denied))
                 tasks.start_soon(gateway.seen.follow, bus)
                 tasks.start_soon(_stop_with, server, stop)
                 service.log_to_stderr("gateway")
@@ -49,6 +52,15 @@ async def serve(config: GatewayConfig, url: str, say: Say) -> None:
                 tasks.cancel_scope.cancel()
 
         await service.run(main)
+
+
+def _tell(bus: Bus, denied: PermissionDenied | None) -> None:
+    if denied is not None:
+        log.error("%s", denied)
+    elif bus.connection.connected:
+        log.info("the connection to the server is back")
+    else:
+        log.warning("the connection to the server broke: posts are answered with 503")
 
 
 class _Server(uvicorn.Server):
