@@ -25,6 +25,7 @@ from stratum_bus.errors import (
     NoAnswer,
     NoStream,
     PermissionDenied,
+    Refused,
     StorageFull,
 )
 from stratum_bus.event import RawEvent
@@ -67,6 +68,9 @@ LOST_SERVER = (ConnectionLost, NoAnswer, StorageFull)
 
 PAUSE_SECONDS, PAUSE_MAX_SECONDS = 0.2, 5.0
 GIVE_BACK_SECONDS = 2.0
+_BEING_DELETED, _TRIES = 10149, 10
+"""The server's error for an update of what somebody deletes at that moment: soon it can be made."""
+
 DELAY_MAX_SECONDS = 366 * 86_400
 
 
@@ -92,7 +96,14 @@ async def ensure_consumer(
         "filter_subjects": list(filters),
     }
     body = {"stream_name": stream, "config": config}
-    await bus.connection.api(f"CONSUMER.CREATE.{stream}.{agent}", body)
+    for left in reversed(range(_TRIES)):
+        try:
+            await bus.connection.api(f"CONSUMER.CREATE.{stream}.{agent}", body)
+            return
+        except Refused as error:
+            if error.code != _BEING_DELETED or not left:
+                raise
+        await anyio.sleep(PAUSE_SECONDS)
 
 
 async def consume(

@@ -141,7 +141,9 @@ def test_a_file_of_another_layout_is_refused(file: Path, open_tables: Any) -> No
 def test_what_another_writer_keeps_from_the_file_goes_there_later(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "t.duckdb")
     store.execute("create table t(i integer)")
-    store.execute("create view reflected as select max(i) as sequence from t")
+    store.execute(
+        "create view checkpoint as select 'LOG' as stream, i as sequence, true as active from t"
+    )
     other = store.beside()
     try:
         other.execute("begin transaction")
