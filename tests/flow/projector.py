@@ -2,8 +2,8 @@
 
     python -m tests.flow.projector --kills 200 --seed 1
 
-It dies while it starts, while it folds, and while it builds anew what was asked for by command or
-by a changed version; some projections are paused meanwhile. At the end its tables have to be those
+It dies while it starts, folds, idles and stops, and while it builds anew what was asked for by
+command or by a changed version; some projections are paused meanwhile. At the end its tables have to be those
 of an undisturbed fold of the log, row by row, and nothing else may be left in the file. Prints one
 line of JSON; where something is wrong it exits with 1, says what on stderr, and keeps the folder.
 """
@@ -38,6 +38,7 @@ from stratum_bus.tasks import task_group
 from stratum_projections import Projection, manage
 from stratum_projections.__main__ import main as project
 from stratum_projections.found import find
+from stratum_projections.ingest import IDLE_SECONDS
 from stratum_projections.projection import BESIDE
 from stratum_projections.store import Store
 from stratum_projections.verify import verify
@@ -152,8 +153,18 @@ class Kills:
                 await anyio.sleep(moment - before)
                 if command:
                     await self._command(bus, command)
-            self.kills["rebuilding" if "rebuild" in commands else "folding"] += 1
+            self.kills["rebuilding" if "rebuild" in commands else await self._late()] += 1
         self._kill()
+
+    async def _late(self) -> str:
+        """Sometimes it dies only when it idles, and so moves its log into the file, or as it stops."""
+        late = self._random.choices(["folding", "idle", "stopping"], [8, 1, 1])[0]
+        if late == "idle":
+            await anyio.sleep(IDLE_SECONDS + self._random.uniform(-0.1, LIFE_SECONDS))
+        if late == "stopping" and self._process is not None:
+            self._process.terminate()
+            await anyio.sleep(self._random.uniform(0.0, LIFE_SECONDS))
+        return late
 
     async def _command(self, bus: Bus, do: str) -> None:
         """Without waiting for an answer, which may never come."""
@@ -186,7 +197,7 @@ class Kills:
 
     def _kill(self) -> None:
         if self._process is not None:
-            if self._process.exitcode is not None:
+            if self._process.exitcode:
                 self.problems.append(f"it ended by itself: {self._last_line()}")
             self._process.kill()
             self._process.join()
@@ -211,7 +222,7 @@ class Kills:
         """A transaction is on its way into the file."""
         log = self._file.with_name(f"{self._file.name}.wal")
         before = _size(log)
-        with anyio.move_on_after(LIFE_SECONDS):  # it may be too late to see it
+        with anyio.move_on_after(4 * LIFE_SECONDS):  # it may be too late to see it
             while _size(log) == before:  # noqa: ASYNC110 - nothing tells of it but asking
                 await anyio.sleep(0.002)
 

