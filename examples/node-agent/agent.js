@@ -28,7 +28,7 @@ let [state, progress, pending] = ["starting", 0, null];
 const { host: servers, username: user, password: pass } = new URL(STRATUM_NATS_URL);
 const nats = await connect({
   servers, user, pass, name: `agent ${AGENT}`, maxReconnectAttempts: -1, waitOnFirstConnect: true,
-  inboxPrefix: `_INBOX_${AGENT}`, // so that permissions can keep our answers from others
+  inboxPrefix: `_INBOX_${AGENT}`, reconnectTimeWait: 200, // for permissions; 2 s of silence are death
 });
 
 function checked(answer) {
