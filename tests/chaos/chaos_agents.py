@@ -40,7 +40,6 @@ def clerk(settings: Settings) -> Agent:
         number = await run.step("check", _check, event.data["number"])
         await run.remember("order", f"took order {number}", about=event.id)
         await run.send("smith", "part.wanted", {"order": event.id, "number": number})
-        await run.send("words", "text.written", {"text": f"order number {number}"})
 
     return agent
 

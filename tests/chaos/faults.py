@@ -138,7 +138,7 @@ async def kill_supervisor(hands: Hands, fault: Fault) -> None:
     await _kill(fault, hands.installation.pid, signal.SIGKILL)
 
     def in_charge() -> bool:
-        return all(hands.watch.started_after(name, last) for name in hands.installation.agents)
+        return all(hands.watch.started_after(name, last) for name in AGENTS)
 
     await hands.watch.until(in_charge, "the next supervisor is in charge", HEAL_SECONDS)
     starts = [each for name in AGENTS if (each := hands.watch.started_after(name, last))]
@@ -213,29 +213,24 @@ FAULTS: dict[str, Do] = {
 }  # fmt: skip
 
 PARTS = (*AGENTS, "health", "projector")
-FROM_OUTSIDE = ("kill_agent", "stop_agent")
-FROM_INSIDE = ("poison", "block", "spin", "loop", "leak")
-"""What is done to an agent by a signal, and by a message that its handler makes something of."""
+TO_AN_AGENT = ("kill_agent", "stop_agent", "poison", "block", "spin", "loop", "leak")
 
 
 async def do(hands: Hands, kind: str) -> Fault:
     """Do a fault, and wait until it is over. Raises TooLate."""
     fault = Fault(kind=kind)
-    if kind in FROM_OUTSIDE:
-        fault.agent = hands.chance.choice(hands.installation.agents)
-    elif kind in FROM_INSIDE:
+    if kind in TO_AN_AGENT:
         fault.agent = hands.chance.choice(AGENTS)
     await FAULTS[kind](hands, fault)
     await hands.watch.until(hands.watch.calm, f"all is calm after {fault}", HEAL_SECONDS)
     fault.over = time.time()
-    await until_ready(hands.watch, hands.installation)
+    await until_ready(hands.watch)
     return fault
 
 
-async def until_ready(watch: Watch, installation: Installation) -> None:
+async def until_ready(watch: Watch) -> None:
     """Wait until nobody is just starting: who has not begun to look cannot see. Raises TooLate."""
-    parts = {*PARTS, *installation.agents}
-    await watch.until(lambda: watch.ready(parts), "all that runs has started", HEAL_SECONDS)
+    await watch.until(lambda: watch.ready(PARTS), "all that runs has started", HEAL_SECONDS)
 
 
 async def _victim(hands: Hands, fault: Fault) -> int:

@@ -15,7 +15,6 @@ import anyio
 from stratum_bus.data_dir import locate
 from stratum_bus.server import free_port
 from tests.chaos.clock.sitecustomize import OFFSET
-from tests.flow import nodejs
 
 RESTART_SECONDS = 0.1
 STOP_SECONDS = 60.0
@@ -25,8 +24,6 @@ PIDS = 1 << 22
 """There is no process with a higher number."""
 
 AGENTS = ("clerk", "smith", "porter")
-NODE = "words"
-"""An agent in JavaScript, where there is Node.js: examples/node-agent. It is hurt from outside."""
 
 _TOML = """
 [server]
@@ -75,13 +72,6 @@ effects = "{effects}"
 """
 
 
-_NODE = """
-[agents.words]
-command = ["node", "agent.js"]
-grace_seconds = 3
-"""
-
-
 class Installation:
     """One installation. `deaths` counts how often it was started again. On a machine that is `pace`
     times slower than one at rest, as much more time passes before something is called wrong.
@@ -107,15 +97,6 @@ class Installation:
         for name in AGENTS:
             instances = 2 if name == "smith" else 1
             toml += _AGENT.format(name=name, instances=instances, effects=self.effects)
-        self.agents: tuple[str, ...] = AGENTS
-        try:
-            example = nodejs.NODE_AGENT
-            nodejs.put(folder, example / "agent.js", example / "package.json")
-        except nodejs.NoNode as error:
-            print(f"{NODE} is left out: {error}", file=sys.stderr)
-        else:
-            self.agents = (*AGENTS, NODE)
-            toml += _NODE
         (folder / "stratum.toml").write_text(toml, encoding="utf-8")
 
     def mount_small_disk(self) -> bool:
