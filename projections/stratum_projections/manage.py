@@ -19,10 +19,9 @@ from msgspec import Struct
 
 from stratum_bus import subject
 from stratum_bus.bus import Bus
-from stratum_bus.errors import BusError, NoStream, ProjectorError, QueryError
-from stratum_bus.jetstream import Connection, Reply
-from stratum_bus.tasks import task_group
-from stratum_projections import catalog
+from stratum_bus.errors import NoStream, ProjectorError, QueryError
+from stratum_bus.jetstream import Connection
+from stratum_projections import catalog, desk
 from stratum_projections.live import Live
 from stratum_projections.projection import Projection
 from stratum_projections.rebuild import Builder, Building
@@ -115,32 +114,19 @@ async def serve(
     *,
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer requests until cancelled, one after the other."""
-    desk = _Desk(live, builder)
+    """Answer requests until cancelled; those that change something one after the other."""
+    manager = _Manager(live, builder)
 
-    async def answer(request: Reply) -> None:
-        body: list[State] | _Refusal
+    async def answer(payload: bytes) -> list[State] | _Refusal:
         try:
-            body = await desk.answer(request.payload)
+            return await manager.answer(payload)
         except (QueryError, ProjectorError) as error:
-            body = _Refusal(error.reason, " ".join(str(error).split()))
-        try:
-            await connection.send(request.reply, msgspec.json.encode(body))
-        except BusError:
-            return  # nobody is left to tell
+            return _Refusal(error.reason, " ".join(str(error).split()))
 
-    async with task_group() as tasks:
-
-        def receive(request: Reply) -> None:
-            if request.reply:
-                tasks.start_soon(answer, request)
-
-        async with connection.subscribe(_subject(projector), receive, queue="projector"):
-            task_status.started()
-            await anyio.sleep_forever()
+    await desk.serve(connection, _subject(projector), answer, task_status=task_status)
 
 
-class _Desk:
+class _Manager:
     def __init__(self, live: Live, builder: Builder) -> None:
         self._live = live
         self._builder = builder

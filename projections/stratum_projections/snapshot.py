@@ -20,9 +20,9 @@ from msgspec import Struct
 
 from stratum_bus import subject
 from stratum_bus.bus import Bus
-from stratum_bus.errors import BusError, NoStream, ProjectorError, QueryError, StratumError
-from stratum_bus.jetstream import Connection, Reply
-from stratum_bus.tasks import task_group
+from stratum_bus.errors import NoStream, ProjectorError, QueryError, StratumError
+from stratum_bus.jetstream import Connection
+from stratum_projections import desk
 from stratum_projections.store import Store
 
 KEPT = 3
@@ -112,27 +112,14 @@ async def serve(
     """Answer requests until cancelled, one after the other."""
     turn = anyio.Lock()
 
-    async def answer(request: Reply) -> None:
-        body: Snapshot | _Refusal
+    async def answer(_: bytes) -> Snapshot | _Refusal:
         async with turn:
             try:
-                body = await anyio.to_thread.run_sync(take, store)
+                return await anyio.to_thread.run_sync(take, store)
             except StratumError as error:
-                body = _Refusal(" ".join(str(error).split()))
-        try:
-            await connection.send(request.reply, msgspec.json.encode(body))
-        except BusError:
-            return  # nobody is left to tell
+                return _Refusal(" ".join(str(error).split()))
 
-    async with task_group() as tasks:
-
-        def receive(request: Reply) -> None:
-            if request.reply:
-                tasks.start_soon(answer, request)
-
-        async with connection.subscribe(_subject(projector), receive, queue="projector"):
-            task_status.started()
-            await anyio.sleep_forever()
+    await desk.serve(connection, _subject(projector), answer, task_status=task_status)
 
 
 def _prune(folder: Path, stem: str) -> None:
