@@ -9,7 +9,7 @@ Only for who needs that: it brings Arrow along, and a connection of its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -101,7 +101,7 @@ class Columns(Cursor):
         if not taken:
             return SCHEMA.empty_table()
         self.pending = delivered(taken[-1].reply(-1)).pending
-        return columns(taken)
+        return columns(taken)  # and `taken` is empty
 
     def _held(self) -> int:
         return self._count
@@ -180,20 +180,22 @@ async def read_columns(
                 await reading.close()
 
 
-def columns(runs: Sequence[Frames]) -> pa.Table:
-    """The messages as a table of SCHEMA."""
+def columns(runs: list[Frames]) -> pa.Table:
+    """The messages as a table of SCHEMA. Takes them out of the list, to have them twice at most."""
+    # … $JS.ACK.….<deliveries>.<sequence>.<consumer sequence>.<time>.<pending> <sizes>, and in the
+    # form with domain and account there may be one more word behind pending
+    words = 5 if runs[0].reply(0).count(".") == 11 else 4
     mixed = pa.concat_arrays([_mixed(frames) for frames in runs])
+    runs.clear()
     count = len(mixed) // PARTS
     taken: list[Any] = [mixed.take(_every(part, count)) for part in range(3)]
     lines, headers, payloads = taken
+    del mixed, taken
     lengths = pc.binary_length(headers)
     if pc.min(lengths).as_py() == 0:
         headers = pc.if_else(
             pc.greater(lengths, pa.scalar(0)), headers, pa.scalar(None, pa.binary())
         )
-    # … $JS.ACK.….<deliveries>.<sequence>.<consumer sequence>.<time>.<pending> <sizes>, and in the
-    # form with domain and account there may be one more word behind pending
-    words = 5 if runs[0].reply(0).count(".") == 11 else 4
     numbers = pc.split_pattern(lines, ".", max_splits=words, reverse=True)
     sequences, times = (_numbers(pc.list_element(numbers, at)) for at in (1, 3))
     subjects = _texts(pc.list_element(pc.split_pattern(lines, " ", max_splits=2), 1))

@@ -73,7 +73,7 @@ class ProjectorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     path: str = ""
     projections: tuple[str, ...] = ()
     batch_events: Annotated[int, AT_LEAST_ONE] = 5000
-    batch_milliseconds: Annotated[int, AT_LEAST_ONE] = 200
+    batch_milliseconds: Annotated[int, AT_LEAST_ONE] = 100
     query_seconds: Annotated[float, MORE_THAN_ZERO] = 10.0
     query_rows: Annotated[int, AT_LEAST_ONE] = 1_000_000
 

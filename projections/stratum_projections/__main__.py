@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     service.log_to_stderr(asked.projector)
     # Arrow's own pool keeps what it once had: 90 MB more of the memory that a projector may take.
     pa.set_memory_pool(pa.system_memory_pool())
+    # How long a query waits for the interpreter each time that it needs it while a batch is decoded.
+    sys.setswitchinterval(0.0005)
     config = msgspec.json.decode(asked.config, type=ProjectorConfig)
     lake = msgspec.json.decode(asked.lake, type=LakeConfig)
 

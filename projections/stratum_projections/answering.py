@@ -12,6 +12,9 @@ import asyncio
 import io
 import logging
 import math
+import os
+import sys
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -50,8 +53,11 @@ from stratum_projections.store import Store
 log = logging.getLogger("stratum.projector")
 
 CHUNK_BYTES = 700_000
-READERS = 8
+READERS = 4
 """Queries that run at the same time; further ones wait for their turn."""
+
+READERS_NICE = 10
+"""What lets the writer go first: readers take what it leaves of the processors."""
 
 WAITING = 100
 """Queries that may wait for their turn; further ones are refused."""
@@ -79,7 +85,7 @@ async def serve(
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer queries until cancelled. `config` bounds the time and the rows of any query."""
-    threads = ThreadPoolExecutor(readers, thread_name_prefix="query")
+    threads = ThreadPoolExecutor(readers, thread_name_prefix="query", initializer=_stand_back)
     service = _Service(connection, store, position, config, threads)
     service.most, service.max_bytes = readers + waiting, max_bytes
     store.on_shortage = service.give_way
@@ -321,6 +327,12 @@ class _Service:
                 await anyio.sleep(0.01)
         for reader in self._free:
             reader.close()
+
+
+def _stand_back() -> None:
+    """Run the thread below all others, where the system knows a priority for each."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), READERS_NICE)
 
 
 def _refusal(reason: str, text: str) -> dict[str, str]:

@@ -183,11 +183,11 @@ def decode(stored: Stored) -> Decoded:
 def places(stored: Stored) -> dict[str, Column]:
     """The columns that say where a message stands, which those that are no events have too."""
     subjects = stored.subject.dictionary.to_pylist()
-    found = [_place(subject) for subject in subjects]
+    found = zip(*map(_place, subjects), strict=True) if subjects else [()] * len(PLACE)
     texts = {
         "stream": [stored.stream] * len(subjects),
         "subject": subjects,
-        **{name: [place[n] for place in found] for n, name in enumerate(PLACE)},
+        **dict(zip(PLACE, found, strict=True)),
     }
     columns: dict[str, Column] = {
         name: pa.DictionaryArray.from_arrays(stored.subject.indices, pa.array(values, pa.string()))
@@ -215,6 +215,11 @@ def rows_where(mask: Column) -> list[int]:
     return found
 
 
+def one_piece(column: pa.ChunkedArray[Any]) -> Column:
+    """A column of a table without a copy, where it is one piece already."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def _is_text(payload: bytes) -> bool:
     try:
         payload.decode()
@@ -240,7 +245,9 @@ def _attributes_of(events: list[RawEvent | None], stored: Stored) -> dict[str, C
     }
     time: Column = pa.array([event.time for event in read], _TIME)
     columns["time"] = pc.coalesce(time, pc.divide(stored.stored_ns, 1000).cast(_TIME))
-    data = pa.array([_data(event.data) for event in read], pa.binary())
+    data = pa.array(
+        [bytes(d) if type(d := event.data) is Raw else _other(d) for event in read], pa.binary()
+    )
     columns["data"] = pa.ExtensionArray.from_storage(_JSON, data.cast(pa.string()))
     columns["data_base64"] = pa.array([event.data_base64 for event in read], pa.string())
     return columns
@@ -254,10 +261,8 @@ def with_data(rows: pa.Table, blobs: dict[Any, str]) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index("data"), "data", column)
 
 
-def _data(data: object) -> bytes | None:
-    if data is None:
-        return None
-    return bytes(data) if type(data) is Raw else encode_value(data)
+def _other(data: object) -> bytes | None:
+    return None if data is None else encode_value(data)
 
 
 _texts = attrgetter(*(_ATTRIBUTE.get(name, name) for name in TEXT_ATTRIBUTES))

@@ -73,7 +73,7 @@ class Checkpoint:
         """
         for position in {self.positions[name] for name in names}:
             expected = [name for name in names if self.positions[name] == position]
-            found = store.execute(
+            found = store.repeat(
                 """update main.checkpoint set sequence = ? where stream = ? and epoch = ?
                    and sequence = ? and list_contains(?, projection) returning projection""",
                 [sequence, self.stream, self.epoch, position, expected],

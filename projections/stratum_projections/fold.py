@@ -134,24 +134,21 @@ class Fold:
         positions = self._checkpoint.positions
         behind = [p for p in self.projections.values() if positions[p.name] < last]
         names = [p.name for p in behind]
+        types, roles = _texts(rows["type"]), _texts(rows["role"].cast(pa.string()))
         parked: list[tuple[str | None, Unreadable]] = []
         with self._store.transaction():
             for projection in behind:
                 name, after = projection.name, positions[projection.name]
-                seen = (
-                    rows
-                    if after < first
-                    else rows.filter(pc.greater(rows["seq"], pa.scalar(after)))
-                )
+                seen = _behind(rows, after)
                 if name in left_out:
                     at = batch.message(rows["seq"][0].as_py())
                     parked.append((name, Unreadable(at, _FAILED, left_out[name])))
-                else:
+                elif projection.concerns(types, roles):
                     parked.extend((name, row) for row in self._project(batch, projection, seen))
             if CORE in self._checkpoint.active and positions[CORE] < last:
                 names.append(CORE)
                 after = max(first - 1, positions[CORE])
-                ids.keep(self._store, after + 1, last)
+                ids.keep(self._store, _behind(rows, after))
                 found = (row for row in batch.unreadable if after < row.message.sequence <= last)
                 parked.extend((None, row) for row in found)
             self._quarantine(parked)
@@ -167,7 +164,7 @@ class Fold:
             return []
         work.events += rows.num_rows
         work.batches += 1
-        types = set(pc.unique(rows["type"]).to_pylist())
+        types = _texts(rows["type"])
         try:
             with self._store.within(self._checkpoint.homes[projection.name]):
                 if batch.blobs:
@@ -175,8 +172,12 @@ class Fold:
                     rows = with_data(rows, {at: batch.blobs[at] for at in ours & set(batch.blobs)})
                 count, refused = self._offer(projection, rows)
                 for step in projection.steps() if count else ():
-                    if not step.types or not types.isdisjoint(step.types):
-                        self._store.execute(step.sql)
+                    if step.types and types.isdisjoint(step.types):
+                        continue
+                    if projection.only_adds(step):
+                        self._store.repeat_planned(step.sql, reads="batch")
+                    else:
+                        self._store.repeat(step.sql)
         except StatementFailed as error:
             raise _Failed(projection.name, error) from error
         finally:
@@ -232,8 +233,21 @@ class Fold:
                 with self._store.within(self._checkpoint.homes[projection.name]):
                     self._offer(projection, rows)
                     for step in projection.steps():
-                        self._store.execute(f"explain {step.sql}")
+                        self._store.check(step.sql)
             except (ProjectorError, StatementFailed) as error:
                 raise ProjectorError(
                     "projection", f"projection {projection.name}: {error}"
                 ) from error
+
+
+def _behind(rows: pa.Table, sequence: int) -> pa.Table:
+    """Those of the rows, which are in order, that stand behind a sequence."""
+    seq = rows["seq"]
+    if not rows.num_rows or seq[0].as_py() > sequence:
+        return rows
+    return rows.filter(pc.greater(seq, pa.scalar(sequence)))
+
+
+def _texts(column: Any) -> set[str]:
+    """The values of a column; NULL is none."""
+    return set(column.unique().drop_null().to_pylist())

@@ -8,48 +8,48 @@ not change with DuckDB's version; who wants two events to count as one can give 
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from stratum_projections.batch import Column, one_piece
 from stratum_projections.store import Store
 
 TABLE = "create table ids(key uhugeint, seq bigint)"
 
-_LOOK = (
-    """
-    create or replace temp table keyed as
-    select seq, md5_number(id) as key, md5_number(causationid) as cause from decoded
-    """,
-    """
-    create or replace temp table seen as
-    select key, seq from main.ids
-    where key in (select key from keyed union all select cause from keyed where cause is not null)
-    """,
-    """
-    create or replace temp table firsts as
-    select key, min(seq) as seq from (from seen union all by name select key, seq from keyed)
-    group by key
-    """,
-)
-_FOUND = """
-    select f.seq = k.seq as first, case when c.seq < k.seq then c.seq end as cause
-    from keyed k join firsts f on f.key = k.key left join firsts c on c.key = k.cause
-    order by k.seq
+# All that can be seen in the batch itself is left to Arrow: for a small batch, what takes DuckDB long
+# is each operator of a plan.
+_KNOWN = """
+    select w.id, i.seq from wanted w join main.ids i on i.key = md5_number(w.id)
 """
+_KEEP = "insert into main.ids select md5_number(id), seq from kept"
 
 
 def look(store: Store, rows: pa.Table) -> pa.Table:
     """The rows, in order of `seq`, with `first` (no event before it has its id) and `cause`."""
-    store.register("decoded", rows.select(["seq", "id", "causationid"]))
-    for statement in _LOOK:
-        store.execute(statement)
-    found = store.arrow(_FOUND)
-    for name in ("first", "cause"):
-        rows = rows.append_column(name, found[name])
-    return rows
-
-
-def keep(store: Store, first: int, last: int) -> None:
-    """Keep the ids of the rows just looked at, from sequence `first` to `last`."""
-    store.execute(
-        f"""insert into main.ids select key, seq from firsts
-            where seq between {first} and {last} and key not in (select key from seen)"""
+    seq, id, causation = (one_piece(rows[name]) for name in ("seq", "id", "causationid"))
+    here = id.dictionary_encode()
+    store.register(
+        "wanted", pa.table({"id": pa.concat_arrays([here.dictionary, causation]).unique()})
     )
+    known = store.repeat(_KNOWN)
+    known_id = pa.array([id for id, _ in known], pa.string())
+    known_seq = pa.array([seq for _, seq in known], pa.int64())
+
+    def stored(ids: Column) -> Column:
+        return known_seq.take(pc.index_in(ids, value_set=known_id))
+
+    # An id's number is new, and higher than those before it, where it stands for the first time.
+    numbers = pc.pairwise_diff(pc.cumulative_max(here.indices))
+    begins = seq.filter(pc.fill_null(pc.greater(numbers, pa.scalar(0)), pa.scalar(value=True)))
+    firsts = pc.min_element_wise(stored(here.dictionary), begins)
+    cause = pc.coalesce(
+        firsts.take(pc.index_in(causation, value_set=here.dictionary)), stored(causation)
+    )
+    before = pc.if_else(pc.less(cause, seq), cause, pa.scalar(None, pa.int64()))
+    first = pc.equal(firsts.take(here.indices), seq)
+    return rows.append_column("first", first).append_column("cause", before)
+
+
+def keep(store: Store, rows: pa.Table) -> None:
+    """Keep the ids of rows that were looked at."""
+    store.register("kept", rows.filter(rows["first"]).select(["seq", "id"]))
+    store.repeat_planned(_KEEP, reads="kept")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -22,13 +21,13 @@ from stratum_bus.bulk import Columns
 from stratum_bus.bus import Bus
 from stratum_bus.config import ProjectorConfig
 from stratum_bus.tasks import task_group
-from stratum_projections.batch import Decoded, Stored, decode, rows_where
+from stratum_projections.batch import Decoded, Stored, decode, one_piece, rows_where
 from stratum_projections.lake import read as lake_read
 from stratum_projections.position import Position
 from stratum_projections.projection import Projection
 from stratum_projections.whole import whole
 
-CATCH_UP_FACTOR = 4
+CATCH_UP_FACTOR = 3
 """How much larger the batches are while more than one of them waits."""
 
 IDLE_SECONDS = 2.0
@@ -141,7 +140,7 @@ class _Ahead:
 def of_table(table: pa.Table, stream: str) -> Stored:
     """A table of `bulk.SCHEMA` as what is decoded."""
     table = table.combine_chunks()
-    seq, subject, stored_ns, headers, payload = (_one(column) for column in table.columns)
+    seq, subject, stored_ns, headers, payload = (one_piece(column) for column in table.columns)
     attributes = pc.match_substring(headers, pattern=_BINARY_MODE, ignore_case=True)
     return Stored(
         stream,
@@ -152,8 +151,3 @@ def of_table(table: pa.Table, stream: str) -> Stored:
         set(rows_where(attributes)),
         lambda row: bulk.message(table, row, stream),
     )
-
-
-def _one(column: pa.ChunkedArray[Any]) -> Any:
-    """A column of one chunk, or of none."""
-    return column.chunk(0) if column.num_chunks else column.combine_chunks()

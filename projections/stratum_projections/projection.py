@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import reduce
 from typing import Any
 
@@ -33,8 +34,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_WORD = re.compile(r"[a-z0-9_]+")
 RESERVED = {
-    *("batch", "decoded", "keyed", "seen", "firsts", "parked", "main"),
+    *("batch", "wanted", "kept", "parked", "main"),
     *("projections", "checkpoint", "quarantine", "ids", "lake", "all_events"),
 }
 """Names of the core: no projection may have one, nor a table of one."""
@@ -92,6 +94,18 @@ class Projection(msgspec.Struct, frozen=True, kw_only=True):
     def steps(self) -> list[Step]:
         """All statements as steps."""
         return [Step(step) if isinstance(step, str) else step for step in self.statements]
+
+    def only_adds(self, step: Step) -> bool:
+        """Whether a statement reads nothing but `batch`: it names one table, to insert into it."""
+        words = _WORD.findall(step.sql.lower())
+        return words[0] == "insert" and sum(words.count(table) for table in self.tables) == 1
+
+    def concerns(self, types: AbstractSet[str], roles: AbstractSet[str]) -> bool:
+        """Whether it may read any of some events, by the types and roles that there are."""
+        return not (
+            (self.types and types.isdisjoint(self.types))
+            or (self.roles and roles.isdisjoint(self.roles))
+        )
 
     def beside(self) -> Projection:
         """The same, under the name that it has while it is built beside an older one."""

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from stratum_bus.errors import QueryError
 
-MEMORY_LIMIT_MB = 160
+MEMORY_LIMIT_MB = 128
 """DuckDB's own limit; Python, Arrow and the batches on their way come on top, with some 200 MB."""
 
 SQL_CHARACTERS = 65_536
@@ -42,7 +42,7 @@ _READER_SETTINGS = {
     "TimeZone": "'UTC'",
     "python_enable_replacements": "false",
     "enable_progress_bar": "false",  # `python -m` looks interactive to DuckDB
-    "operator_memory_limit": "'128MB'",
+    "operator_memory_limit": "'100MB'",
 }
 _READS = {"SELECT", "EXPLAIN"}
 _WRITES = re.compile(r"read-only mode|base table|is not an table")
@@ -56,10 +56,7 @@ _ACTS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _WORD = re.compile(r"[a-z0-9_]+")
-_REFLECTED = """
-    select coalesce(min(sequence) filter (active), 0), bool_or(not active)
-    from main.checkpoint where stream = 'LOG'
-"""
+_REFLECTED = "select sequence, active from main.checkpoint where stream = 'LOG'"
 _BEHIND = """
     select min(sequence) from main.checkpoint join main.projections on projection = name
     where stream = 'LOG' and not active and not ends_with(name, '+') and list_has_any(tables, ?)
@@ -235,8 +232,9 @@ def reflected(reader: Reader, sql: str = "") -> int:
     A projection that is paused, or whose new version is not built yet, stands where it stands; it
     counts where a word of the query is the name of one of its tables.
     """
-    [(sequence, others)] = reader.execute(_REFLECTED).fetchall()
-    if others:
+    positions = reader.execute(_REFLECTED).fetchall()
+    sequence = min((at for at, active in positions if active), default=0)
+    if not all(active for _, active in positions):
         words = sorted(set(_WORD.findall(sql.lower())))
         [(behind,)] = reader.execute(_BEHIND, [words]).fetchall()
         sequence = sequence if behind is None else min(sequence, behind)

@@ -76,7 +76,7 @@ def test_without_a_file_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.Mo
     assert config.server.sync == "always"
     assert config.server.data_dir == str(tmp_path / ".stratum")
     assert config.projector.path == str(tmp_path / ".stratum" / "projection.duckdb")
-    assert (config.projector.batch_events, config.projector.batch_milliseconds) == (5000, 200)
+    assert (config.projector.batch_events, config.projector.batch_milliseconds) == (5000, 100)
     assert (config.projector.query_seconds, config.projector.query_rows) == (10, 1_000_000)
     assert config.agents == {}
     assert (config.health.dead.seconds, config.health.poison.deaths) == (1.5, 3)

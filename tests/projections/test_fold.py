@@ -231,6 +231,14 @@ def test_wrong_sql_is_said_at_the_start(open_tables: Open) -> None:
     assert caught.value.reason == "projection"
 
 
+def test_two_statements_in_one_text_are_refused_at_the_start(open_tables: Open) -> None:
+    both = "insert into t select seq from batch; insert into t select seq from batch"
+    wrong = Projection(name="wrong", tables={"t": "a bigint"}, statements=(both,))
+    with pytest.raises(ProjectorError, match="2 statements in one text, give each its own"):
+        open_tables("wrong", (wrong,))
+
+
+
 def test_the_core_has_a_position_of_its_own(tables: Any, log: Any) -> None:
     log.raw("inbox.a.b.c", b"{")
     tables.apply(log.messages)
