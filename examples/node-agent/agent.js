@@ -23,7 +23,7 @@ const HANDLERS = {
 const { STRATUM_NATS_URL = "nats://127.0.0.1:4222", STRATUM_AGENT: AGENT = "words" } = process.env;
 const INSTANCE = process.env.STRATUM_INSTANCE || `1-${process.pid}-${randomUUID().slice(0, 8)}`;
 const PASSING = [10077, 10158, 10163, 10167, 10176, 10210, 10211]; // the server asks to try again
-const [started, inHand] = [new Date(), new Map()]; // by sequence: what a beat tells of it
+const [started, asking, inHand] = [new Date(), new Set(), new Map()]; // by sequence, for the beats
 let [state, progress, pending] = ["starting", 0, null];
 const { host: servers, username: user, password: pass } = new URL(STRATUM_NATS_URL);
 const nats = await connect({
@@ -31,16 +31,22 @@ const nats = await connect({
   inboxPrefix: `_INBOX_${AGENT}`, reconnectTimeWait: 200, // for permissions; 2 s of silence are death
 });
 
-function checked(answer) {
-  const { error, ...rest } = answer.json();
+// A lost server is waited for; and what was asked when the connection broke nobody answers any more.
+const insist = (on) => on().catch((e) => (e.code > 0 ? Promise.reject(e) : sleep(500).then(() => insist(on))));
+const unlessLost = (asked) => new Promise((resolve, lose) => {
+  asking.add(lose);
+  asked.then(resolve, lose).finally(() => asking.delete(lose));
+});
+const get = (what) => insist(() => unlessLost(nats.request(`$JS.API.DIRECT.GET.${what}`)));
+async function ask(subject, body, headers) {
+  const { error, ...rest } = (await unlessLost(nats.request(subject, body, { headers, timeout: 5000 }))).json();
   if (error) throw Object.assign(new Error(error.description), { code: error.err_code });
   return rest;
 }
 
 // Events: written as envelopes, read with and without. What is large is a blob.
-function envelope(id, type, data, more = {}) {
-  return { specversion: "1.0", id, source: `/agents/${AGENT}`, type, time: new Date(), ...more, data };
-}
+const envelope = (id, type, data, more = {}) =>
+  ({ specversion: "1.0", id, source: `/agents/${AGENT}`, type, time: new Date(), ...more, data });
 function read(m) {
   const tokens = m.subject.split("."); // inbox.<to>.<from>.<type> or topic.<from>.<type>
   const [from, ...type] = tokens.slice(tokens[0] === "inbox" ? 2 : 1);
@@ -53,11 +59,9 @@ function read(m) {
     if (isWhole) return { ...body, ...place };
     throw new Error("id, source or type is missing");
   } catch (error) {
-    return { ...bare, unreadable: error };
+    return { ...bare, unreadable: Object.assign(error, { reason: "unreadable" }) };
   }
 }
-const get = (what) => // a lost server is waited for
-  nats.request(`$JS.API.DIRECT.GET.${what}`).catch(() => sleep(500).then(() => get(what)));
 async function blob(digest) {
   const found = await get(`BLOBS.blob.${digest}`);
   const chunks = found.headers?.get("Stratum-Blob") === "manifest" && found.json().chunks;
@@ -74,7 +78,6 @@ function runId(event) {
   return "r" + base32.replace(/./g, (c) => "abcdefghijklmnopqrstuvwxyz234567"[parseInt(c, 32)]);
 }
 const hasEnded = async (run) => (await get(`LOG.run.${AGENT}.${run}`)).data.length > 0;
-
 async function end(m, event, kind, said, effects) {
   const run = runId(event.id);
   const caused = { runid: run, causationid: event.id, correlationid: event.correlationid ?? event.id };
@@ -89,12 +92,11 @@ async function end(m, event, kind, said, effects) {
     try {
       return await put(batch);
     } catch (error) {
-      // Did an earlier delivery store it, or this one, and only the answer was lost?
-      if (await hasEnded(run)) return;
+      if (await hasEnded(run)) return; // by an earlier delivery, or only the answer was lost
       const passes = error.code ? PASSING.includes(error.code) : !error.name.startsWith("Invalid");
       if (put === store && !passes) throw error;
       console.error(`${AGENT}: ${run} waits to be stored: ${error.message}`);
-      await sleep(pause);
+      await unlessLost(sleep(pause)).catch(() => {});
     }
   }
 }
@@ -116,7 +118,7 @@ async function store(batch, id = randomUUID(), last = batch.length - 1) {
     if (expected !== undefined) h.set("Nats-Expected-Last-Subject-Sequence", `${expected}`);
     if (i === last) h.set("Nats-Batch-Commit", "1");
     if (i < last) nats.publish(subject, JSON.stringify(event), { headers: h });
-    else checked(await nats.request(subject, JSON.stringify(event), { headers: h, timeout: 5000 }));
+    else await ask(subject, JSON.stringify(event), h);
   }
 }
 
@@ -128,11 +130,9 @@ async function work(m) {
   inHand.set(m.seq, { m, held: { ...held, since: new Date() } });
   pending = m.info.pending;
   try {
-    await handle(m, event, held.run);
-    m.ack();
+    await handle(m, event, held.run).then(() => m.ack());
   } catch (error) {
     console.error(`${AGENT}: attempt ${attempt} at ${event.id}: ${error.message}`);
-    if (event.unreadable) error.reason = "unreadable";
     if (!error.reason && attempt < 5) m.nak(500 * 2 ** attempt);
     else await bury(m, event, error).then(() => m.term(error.message), () => m.nak(5000));
   }
@@ -161,22 +161,21 @@ setInterval(beat, 500);
 function beat() {
   const held = [...inHand.values()].map((each) => each.held);
   const event = envelope(randomUUID(), "stratum.health.beat", {
-    name: AGENT, instance: INSTANCE, kind: "agent", pid: process.pid, host: hostname(), started,
-    version: `node ${process.version}`, every_seconds: 0.5, resident_bytes: process.memoryUsage.rss(),
-    state: state === "idle" && held.length ? "working" : state,
-    progress, pending, holds: held.length, in_hand: held.slice(0, 64),
+    name: AGENT, instance: INSTANCE, pid: process.pid, host: hostname(), every_seconds: 0.5, progress, pending,
+    kind: "agent", started, state: state === "idle" && held.length ? "working" : state, holds: held.length,
+    version: `node ${process.version}`, resident_bytes: process.memoryUsage.rss(), in_hand: held.slice(0, 64),
   });
   nats.publish(`health.${AGENT}.${INSTANCE}`, JSON.stringify(event));
 }
 const [alive, me] = [`alive.LOG.${AGENT}`, `${Date.now().toString(16).padStart(12, "0")}-${randomUUID()}`];
 nats.subscribe(alive, { callback: (_, m) => m.respond(`${state.replace(/idle|stopping/, "working")} ${me}`) });
-
 const filter_subjects = [`inbox.${AGENT}.>`, ...FOLLOWS.map((t) => `topic.*.${t}`), `control.${AGENT}.run.>`];
 const config = { name: AGENT, durable_name: AGENT, filter_subjects, ack_policy: "explicit", ack_wait: 30e9 };
 const asked = { stream_name: "LOG", config: { ...config, max_deliver: -1, max_ack_pending: 10_000 } };
-const say = async (verb, body) => checked(await nats.request(`$JS.API.CONSUMER.${verb}.LOG.${AGENT}`, body));
+const say = (verb, body) => ask(`$JS.API.CONSUMER.${verb}.LOG.${AGENT}`, body);
 await say("CREATE", JSON.stringify(asked)).catch((e) => e.code && Promise.reject(e)); // or it was made for us
 async function takeBack() {
+  asking.forEach((lose) => lose(new Error("the connection broke")));
   const { num_ack_pending: count, ack_floor: floor, delivered } = await say("INFO");
   let isAlone = count > 0;
   for await (const answer of await nats.requestMany(alive, "", { strategy: "timer", maxWait: 50 })) {
@@ -186,11 +185,12 @@ async function takeBack() {
   for (let s = floor.stream_seq + 1; isAlone && s <= delivered.stream_seq; s++)
     if (!inHand.has(s)) nats.publish(`$JS.ACK.LOG.${AGENT}.1.${s}.${floor.consumer_seq + 1}.0.0`, "-NAK");
 }
-await takeBack();
 (async () => {
-  for await (const { type } of nats.status()) if (type === "reconnect") takeBack().catch(console.error);
+  for await (const { type } of nats.status()) if (type === "reconnect") insist(takeBack).catch(console.error);
 })();
-const messages = await (await jetstream(nats).consumers.get("LOG", AGENT)).consume({ max_messages: 64 });
+await insist(takeBack);
+const consumer = await insist(() => jetstream(nats).consumers.get("LOG", AGENT));
+const messages = await consumer.consume({ max_messages: 64, bind: true }); // asks anew without delay
 for (const name of ["SIGTERM", "SIGINT"]) process.once(name, () => ((state = "stopping"), messages.stop()));
 state = "idle";
 for await (const m of messages) void work(m);

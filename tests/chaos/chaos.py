@@ -1,4 +1,4 @@
-"""Chaos: three agents, a load, and every fault we know of, in random order; then a proof from the log.
+"""Chaos: a few agents, a load, and every fault we know of, in random order; then a proof from the log.
 
     python tests/chaos/chaos.py --duration 60 --seed 1
 

@@ -1,4 +1,5 @@
-"""The three agents of the chaos test. An order goes from clerk to smith to porter.
+"""The agents of the chaos test in Python. An order goes from clerk to smith to porter, and a text
+about it to words, which is in JavaScript (examples/node-agent).
 
 Each step of the way leaves messages and notes in the log, and the smith's step has an effect outside
 of it: a line in a file, with its idempotency key. Each of them also takes what is to hurt it.
@@ -40,6 +41,7 @@ def clerk(settings: Settings) -> Agent:
         number = await run.step("check", _check, event.data["number"])
         await run.remember("order", f"took order {number}", about=event.id)
         await run.send("smith", "part.wanted", {"order": event.id, "number": number})
+        await run.send("words", "text.written", {"text": f"order number {number}"})
 
     return agent
 

@@ -19,6 +19,7 @@ from stratum_bus.bus import Bus
 from stratum_bus.errors import StratumError
 from tests.chaos import incidents, restarts
 from tests.chaos.faults import Fault
+from tests.chaos.installation import NODE
 from tests.chaos.log import Entry, cases, read_all
 from tests.chaos.watch import TooLate
 
@@ -117,18 +118,22 @@ def _orders(log: Sequence[Entry], facts: Facts) -> list[str]:
             follows[each.conversation][f"{each.type} {each.subject.rpartition('.')[0]}"] += 1
         elif each.type == "stratum.run.completed" and each.conversation in at:
             follows[each.conversation][f"run of {each.agent}"] += 1
+    wanted = (*_FOLLOWS, *(_FOLLOWS_IN_NODE if NODE in facts.agents else ()))
     for id, sequence in at.items():
         count = follows[id]
-        wrong = [f"{what} {count[what]} times" for what in _FOLLOWS if count[what] != 1]
-        more = [f"{what} {n} times" for what, n in count.items() if what not in _FOLLOWS]
+        wrong = [f"{what} {count[what]} times" for what in wanted if count[what] != 1]
+        more = [f"{what} {n} times" for what, n in count.items() if what not in wanted]
         if wrong or more:
             problems.append(f"order {id} at {sequence}: {', '.join(wrong + more)}, not once each")
     return problems
 
 
-_WANTED = ("part.wanted", "part.made", "part.ready", "stratum.memory.noted")
+_WANTED = (
+    "part.wanted", "part.made", "part.ready", "text.written", "text.counted", "stratum.memory.noted",
+)  # fmt: skip
 _FOLLOWS = (
     "part.wanted inbox.smith.clerk.part",
+    "text.written inbox.words.clerk.text",
     "part.made topic.smith.part",
     "part.ready inbox.porter.smith.part",
     "stratum.memory.noted memory.clerk",
@@ -136,6 +141,11 @@ _FOLLOWS = (
     "run of clerk",
     "run of smith",
     "run of porter",
+)
+_FOLLOWS_IN_NODE = (
+    "text.counted inbox.clerk.words.text",
+    "stratum.memory.noted memory.words",
+    "run of words",
 )
 
 

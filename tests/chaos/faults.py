@@ -132,16 +132,17 @@ async def kill_health(hands: Hands, fault: Fault) -> None:
 async def kill_supervisor(hands: Hands, fault: Fault) -> None:
     """kill -9 of `stratum up`: everything dies with it, the server too."""
     fault.agent = "supervisor"
-    starts = [each for name in AGENTS for each in hands.watch.running(name)]
+    agents = hands.installation.agents
+    starts = [each for name in agents for each in hands.watch.running(name)]
     fault.instance = starts[-1].data["supervisor"]
     last = hands.watch.seen[-1].sequence
     await _kill(fault, hands.installation.pid, signal.SIGKILL)
 
     def in_charge() -> bool:
-        return all(hands.watch.started_after(name, last) for name in AGENTS)
+        return all(hands.watch.started_after(name, last) for name in agents)
 
     await hands.watch.until(in_charge, "the next supervisor is in charge", HEAL_SECONDS)
-    starts = [each for name in AGENTS if (each := hands.watch.started_after(name, last))]
+    starts = [each for name in agents if (each := hands.watch.started_after(name, last))]
     fault.figures["in charge"] = max(each.time for each in starts) - fault.at
     case = await _named_and_over(hands, fault, "dead", instance=fault.instance)
     fault.figures["noticed"] = case.opened.time - fault.at
@@ -213,24 +214,29 @@ FAULTS: dict[str, Do] = {
 }  # fmt: skip
 
 PARTS = (*AGENTS, "health", "projector")
-TO_AN_AGENT = ("kill_agent", "stop_agent", "poison", "block", "spin", "loop", "leak")
+FROM_OUTSIDE = ("kill_agent", "stop_agent")
+FROM_INSIDE = ("poison", "block", "spin", "loop", "leak")
+"""What is done to an agent by a signal, and by a message that its handler makes something of."""
 
 
 async def do(hands: Hands, kind: str) -> Fault:
     """Do a fault, and wait until it is over. Raises TooLate."""
     fault = Fault(kind=kind)
-    if kind in TO_AN_AGENT:
+    if kind in FROM_OUTSIDE:
+        fault.agent = hands.chance.choice(hands.installation.agents)
+    elif kind in FROM_INSIDE:
         fault.agent = hands.chance.choice(AGENTS)
     await FAULTS[kind](hands, fault)
     await hands.watch.until(hands.watch.calm, f"all is calm after {fault}", HEAL_SECONDS)
     fault.over = time.time()
-    await until_ready(hands.watch)
+    await until_ready(hands.watch, hands.installation)
     return fault
 
 
-async def until_ready(watch: Watch) -> None:
+async def until_ready(watch: Watch, installation: Installation) -> None:
     """Wait until nobody is just starting: who has not begun to look cannot see. Raises TooLate."""
-    await watch.until(lambda: watch.ready(PARTS), "all that runs has started", HEAL_SECONDS)
+    parts = {*PARTS, *installation.agents}
+    await watch.until(lambda: watch.ready(parts), "all that runs has started", HEAL_SECONDS)
 
 
 async def _victim(hands: Hands, fault: Fault) -> int:

@@ -23,7 +23,7 @@ from stratum_bus.tasks import task_group
 from tests.chaos import checker, pace
 from tests.chaos.checker import Facts
 from tests.chaos.faults import FAULTS, Fault, Hands, do, until_ready
-from tests.chaos.installation import AGENTS, Installation
+from tests.chaos.installation import Installation
 from tests.chaos.load import Load
 from tests.chaos.watch import TooLate, Watch
 
@@ -70,7 +70,7 @@ class Chaos:
             self.load = load
             async with task_group() as tasks:
                 tasks.start_soon(watch.run)
-                await until_ready(watch)
+                await until_ready(watch, self.installation)
                 await anyio.sleep(self._asked.warm)
                 async with task_group() as loading:
                     loading.start_soon(load.run)
@@ -116,12 +116,13 @@ class Chaos:
 
     async def _prove(self, bus: Bus, load: Load) -> None:
         try:
-            await checker.until_settled(bus, AGENTS, SETTLE_SECONDS)
+            await checker.until_settled(bus, self.installation.agents, SETTLE_SECONDS)
         except TooLate as late:
             self.problems.append(str(late))
         facts = Facts(
             accepted=load.accepted, unknown=load.unknown, faults=self.faults,
-            effects=self.installation.effects.read_text(encoding="utf-8"), agents=AGENTS,
+            effects=self.installation.effects.read_text(encoding="utf-8"),
+            agents=self.installation.agents,
         )  # fmt: skip
         self.checked, problems = await checker.check(bus, facts)
         self.problems += problems
@@ -131,6 +132,7 @@ class Chaos:
         return {
             "seed": self._asked.seed,
             "pace": self._asked.pace,
+            "agents": self.installation.agents,
             "faults": dict(Counter(fault.kind for fault in self.faults)),
             "left_out": self.left_out,
             "accepted": len(load.accepted) if load else 0,

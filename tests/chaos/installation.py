@@ -15,6 +15,7 @@ import anyio
 from stratum_bus.data_dir import locate
 from stratum_bus.server import free_port
 from tests.chaos.clock.sitecustomize import OFFSET
+from tests.flow import nodejs
 
 RESTART_SECONDS = 0.1
 STOP_SECONDS = 60.0
@@ -23,7 +24,9 @@ CLOCK = Path(__file__).with_name("clock")
 PIDS = 1 << 22
 """There is no process with a higher number."""
 
-AGENTS = ("clerk", "smith", "porter")
+AGENTS: tuple[str, ...] = ("clerk", "smith", "porter")
+NODE = "words"
+"""The agent in JavaScript (examples/node-agent), where there is Node.js. It is hurt from outside."""
 
 _TOML = """
 [server]
@@ -71,6 +74,12 @@ grace_seconds = 3
 effects = "{effects}"
 """
 
+_NODE = """
+[agents.words]
+command = ["node", "agent.js"]
+grace_seconds = 3
+"""
+
 
 class Installation:
     """One installation. `deaths` counts how often it was started again. On a machine that is `pace`
@@ -97,7 +106,20 @@ class Installation:
         for name in AGENTS:
             instances = 2 if name == "smith" else 1
             toml += _AGENT.format(name=name, instances=instances, effects=self.effects)
+        self.agents = AGENTS
+        if self._put_node():
+            self.agents += (NODE,)
+            toml += _NODE
         (folder / "stratum.toml").write_text(toml, encoding="utf-8")
+
+    def _put_node(self) -> bool:
+        example = nodejs.NODE_AGENT
+        try:
+            nodejs.put(self.folder, example / "agent.js", example / "package.json")
+        except nodejs.NoNode as error:
+            print(f"{NODE} is left out: {error}", file=sys.stderr)
+            return False
+        return True
 
     def mount_small_disk(self) -> bool:
         """Put the data on a small file system; False where this user may not."""

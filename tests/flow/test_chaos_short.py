@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.installation import NODE
+
 CHAOS = Path(__file__).parents[1] / "chaos" / "chaos.py"
 FAULTS = "kill_agent,poison,loop,clock_jump,kill_projector,kill_health,kill_server,kill_supervisor"
 PACE = "4"
@@ -30,3 +32,4 @@ def test_everything_is_hurt_once_and_heals_by_itself() -> None:
     assert said["ok"], done.stderr
     assert done.returncode == 0
     assert set(said["faults"]) == set(FAULTS.split(","))
+    assert NODE in said["agents"] or f"{NODE} is left out: " in done.stderr
