@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     command(app)(gateway)
 
 
-def gateway(
+async def gateway(
     cli: Cli,
     host: Annotated[
         str | None,
@@ -50,14 +50,14 @@ def gateway(
         port=config.port if port is None else port,
     )
     try:
-        from stratum_cli.gateway.serve import run
+        from stratum_cli.gateway.serve import serve
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("starlette", "uvicorn", "httptools"):
             raise
         text = f"the gateway needs {missing}: pip install 'stratum-bus[gateway]'"
         raise StratumError(text) from error
-    run(config, cli.url(), cli.out.talk)
+    await serve(config, cli.url(), cli.out.talk)
 
 
 def _settings(config: GatewayConfig | None) -> GatewayConfig:

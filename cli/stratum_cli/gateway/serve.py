@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 import socket
@@ -26,12 +25,6 @@ GRACE_SECONDS = 5
 """How long posts that are being stored may take when it stops."""
 
 Say = Callable[[str], None]
-
-
-def run(config: GatewayConfig, url: str, say: Say) -> None:
-    """As `serve`, on the fastest loop that there is: a post is made of little but turns of it."""
-    fast = importlib.util.find_spec("uvloop") is not None  # there is none for Windows
-    anyio.run(serve, config, url, say, backend_options={"use_uvloop": fast})
 
 
 async def serve(config: GatewayConfig, url: str, say: Say) -> None:
