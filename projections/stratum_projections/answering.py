@@ -332,7 +332,9 @@ class _Service:
 def _stand_back() -> None:
     """Run the thread below all others, where the system knows a priority for each."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), READERS_NICE)
+        thread = threading.get_native_id()
+        nice = os.getpriority(os.PRIO_PROCESS, thread) + READERS_NICE
+        os.setpriority(os.PRIO_PROCESS, thread, min(nice, 19))
 
 
 def _refusal(reason: str, text: str) -> dict[str, str]:

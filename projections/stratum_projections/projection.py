@@ -26,7 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import msgspec
@@ -97,8 +97,7 @@ class Projection(msgspec.Struct, frozen=True, kw_only=True):
 
     def only_adds(self, step: Step) -> bool:
         """Whether a statement reads nothing but `batch`: it names one table, to insert into it."""
-        words = _WORD.findall(step.sql.lower())
-        return words[0] == "insert" and sum(words.count(table) for table in self.tables) == 1
+        return _only_adds(step.sql, tuple(self.tables))
 
     def concerns(self, types: AbstractSet[str], roles: AbstractSet[str]) -> bool:
         """Whether it may read any of some events, by the types and roles that there are."""
@@ -142,6 +141,12 @@ def _where(rows: pa.Table, masks: list[Any]) -> pa.Table:
 def _among(column: Any, values: Sequence[str]) -> Any:
     """Whether each value of a text column is one of `values`; NULL is not."""
     return pc.is_in(column.cast(pa.string()), value_set=pa.array(values, pa.string()))
+
+
+@lru_cache(maxsize=1_024)
+def _only_adds(sql: str, tables: tuple[str, ...]) -> bool:
+    words = _WORD.findall(sql.lower())
+    return words[:1] == ["insert"] and sum(map(words.count, tables)) == 1
 
 
 def quoted(text: str) -> str:

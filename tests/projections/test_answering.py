@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -25,7 +28,7 @@ from stratum_bus.publish import Append
 from stratum_bus.server import find_binary, free_port
 from stratum_bus.tasks import task_group
 from stratum_projections import ask, query, run, stream
-from stratum_projections.answering import CHUNK_BYTES, serve
+from stratum_projections.answering import CHUNK_BYTES, READERS_NICE, serve
 from stratum_projections.position import Position
 from stratum_projections.query import CANCEL, WINDOW
 from stratum_projections.rows import names
@@ -293,6 +296,15 @@ async def test_twenty_readers_do_not_stop_the_writer(bus: Bus, tmp_path: Path) -
         stop.set()
     assert served >= 20
     assert len(positions) > 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own there")
+async def test_queries_run_below_the_writer(bus: Bus, tables: Any) -> None:
+    async with serving(bus, tables):
+        await ask(bus, "select 1")
+        reading = [each for each in threading.enumerate() if each.name.startswith("query_")]
+        nice = {os.getpriority(os.PRIO_PROCESS, each.native_id or 0) for each in reading}
+    assert nice == {min(19, os.getpriority(os.PRIO_PROCESS, 0) + READERS_NICE)}
 
 
 async def _answers(bus: Bus) -> bool:

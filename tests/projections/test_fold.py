@@ -238,7 +238,6 @@ def test_two_statements_in_one_text_are_refused_at_the_start(open_tables: Open) 
         open_tables("wrong", (wrong,))
 
 
-
 def test_the_core_has_a_position_of_its_own(tables: Any, log: Any) -> None:
     log.raw("inbox.a.b.c", b"{")
     tables.apply(log.messages)
