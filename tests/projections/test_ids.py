@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -56,7 +57,8 @@ def test_first_and_cause_are_those_of_a_dictionary(store: Store, seed: int) -> N
         batch = log[len(found) : len(found) + chance.randrange(1, 30)]
         looked = ids.look(store, rows(batch))
         ids.keep(store, looked)
-        found += zip(looked["first"].to_pylist(), looked["cause"].to_pylist(), strict=True)
+        columns: list[Any] = [looked[name].to_pylist() for name in ("first", "cause")]
+        found += zip(*columns, strict=True)
     assert found == expected
     assert dict(store.execute("select seq, count(*) from ids group by seq")) == dict.fromkeys(
         firsts.values(), 1
