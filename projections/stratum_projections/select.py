@@ -304,7 +304,8 @@ def _config(path: Path, memory_limit_mb: int) -> dict[str, Any]:
         "max_temp_directory_size": "4GB",
         "memory_limit": f"{memory_limit_mb}MB",
         "temp_directory": f"{path}.tmp",
-        "threads": min(4, os.cpu_count() or 1),
+        # One processor is left to others: to the server, and to the writer while queries run.
+        "threads": max(1, min(4, (os.cpu_count() or 1) - 1)),
     }
 
 
