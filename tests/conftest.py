@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import threading
 import time
@@ -14,6 +15,9 @@ from typing import Any
 import pytest
 
 pytest_plugins = ["stratum_bus.testing"]
+
+# A shell ignores it for what it runs in the background, and so would all that tests start and stop.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
