@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from stratum_bus.errors import QueryError
 
-MEMORY_LIMIT_MB = 128
+MEMORY_LIMIT_MB = 144
 """DuckDB's own limit; Python, Arrow and the batches on their way come on top, with some 200 MB."""
 
 SQL_CHARACTERS = 65_536
