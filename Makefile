@@ -16,7 +16,7 @@ demo: $(READY) ## run the research agent on a sample feed, from nothing, and sho
 up: $(READY) ## start everything on this machine, with the agents of examples/research
 	@$(BIN)/stratum --config examples/research/stratum.toml up
 
-test: $(READY) ## run the tests (about 5 minutes on 2 cores)
+test: $(READY) ## run the tests (5 minutes on 2 fast cores, 12 on slow ones)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 soak: $(READY) ## kill processes at random moments for longer: MESSAGES=200000 KILLS=200 SEED=1

@@ -43,7 +43,7 @@ class Frames:
 def delivered_to(sid: int) -> re.Pattern[bytes]:
     """What the control line of a message matches that a consumer delivers to this subscription.
 
-    All but one character: a class of two, or a possessive `++`, takes twice as long or more.
+    With a class of two characters in place of `[^ ]`, or a possessive `++`, it takes twice as long.
     """
     line = rb"(H)?MSG [^ ]+ %d \$JS\.ACK\.[^ ]+ ((?(1)\d+ )\d+)\r\n"
     return re.compile(line % sid)
